@@ -1,0 +1,1 @@
+"""Align and fuse two unaligned medical images."""

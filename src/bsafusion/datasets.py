@@ -1,0 +1,301 @@
+"""Training and validation pairs: read from a CSV, misaligned by a deformation that is drawn first and then applied.
+
+The deformation ``p`` that makes the moving image is known exactly, ``moving(x) = truth(x + p(x))``, with ``truth`` on
+the fixed grid. Everything random is drawn as parameters from an explicit generator; what is drawn is then applied by
+deterministic code, so that the truth is kept and a seed gives the same samples again.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bsafusion.deformation import affine_field, compose, warp
+from bsafusion.image import Modality
+from bsafusion.io import read_image
+from bsafusion.metrics import head_mask
+from bsafusion.models.representation import MODALITIES
+from bsafusion.preprocessing import fit_intensity, match_grids, resample_to_grid
+
+TASKS = {"ct-mri": Modality.CT, "pet-mri": Modality.PET, "spect-mri": Modality.SPECT}
+"""Task names and the modality of their moving image; MRI is fixed."""
+
+
+class DatasetError(ValueError):
+    """A pairs CSV cannot be used."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row of a pairs CSV: two images of one patient that are aligned as well as their source could align them."""
+
+    id: str
+    task: str
+    fixed: Path
+    moving: Path
+    split: str
+    case: str
+
+
+def read_pairs(path: Path, *, split: str | None = None) -> list[Pair]:
+    """Rows of a CSV with columns ``fixed``, ``moving`` and ``task`` (``slice`` or ``id``, ``split``, ``case`` if there are).
+
+    Image paths are relative to the CSV. Raises :class:`DatasetError` for a missing file, column or task.
+    """
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such pairs CSV; expected a file with columns task, fixed, moving[, split, case]")
+    with path.open(newline="", encoding="utf-8-sig") as handle:
+        reader = csv.DictReader(handle)
+        missing = {"task", "fixed", "moving"} - set(reader.fieldnames or ())
+        if missing:
+            found = ", ".join(reader.fieldnames or ()) or "none"
+            raise DatasetError(f"{path}: no column {', '.join(sorted(missing))} (found: {found}); add it to the header")
+        pairs = []
+        for number, row in enumerate(reader, start=2):
+            task = row["task"].lower()
+            if task not in TASKS:
+                raise DatasetError(f"{path}, line {number}: unknown task {row['task']!r}; expected {', '.join(TASKS)}")
+            name = row.get("id") or row.get("slice") or str(number)
+            files = (path.parent / row["fixed"], path.parent / row["moving"])
+            pairs.append(Pair(name, task, *files, row.get("split") or "train", row.get("case") or ""))
+    chosen = [p for p in pairs if split is None or p.split == split]
+    if not chosen:
+        raise DatasetError(f"{path}: no pairs{f' in split {split!r}' if split else ''}; check the split column")
+    return chosen
+
+
+# --- drawn, then applied ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Misalignment:
+    """A family of deformations; lengths in pixels, angles in degrees, all drawn uniformly from +- their value.
+
+    Attributes:
+        elastic: amplitude of uniform noise in [-1, 1] before it is blurred with a Gaussian of ``sigma`` pixels.
+        scale: largest relative change of size.
+    """
+
+    translation: float = 0.0
+    rotation: float = 0.0
+    scale: float = 0.0
+    elastic: float = 0.0
+    sigma: float = 16.0
+
+    def draw(self, count: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """``count`` fields ``p``, ``count 2 H W``, with ``moving(x) = truth(x + p(x))``: elastic first, affine after."""
+        uniform = torch.rand(count, 4, generator=generator, device=generator.device) * 2 - 1
+        angle, factor = uniform[:, 0] * math.radians(self.rotation), 1 + uniform[:, 1] * self.scale
+        cosine, sine, shift = factor * angle.cos(), factor * angle.sin(), uniform[:, 2:] * self.translation
+        linear = torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1)
+        field = affine_field(torch.cat([linear, shift[:, :, None]], dim=2), shape=shape)
+        if self.elastic:
+            field = compose(field, self.elastic * smooth_noise(count, shape, self.sigma, generator))
+        return field
+
+
+def smooth_noise(count: int, shape: tuple[int, int], sigma: float, generator: torch.Generator) -> Tensor:
+    """Uniform noise in [-1, 1] blurred with a Gaussian, ``count 2 H W``; cut from a torus wide enough not to wrap."""
+    height, width = (n + math.ceil(6 * sigma) for n in shape)
+    noise = torch.rand(count, 2, height, width, generator=generator, device=generator.device) * 2 - 1
+    fy = torch.fft.fftfreq(height, device=noise.device)[:, None]
+    fx = torch.fft.rfftfreq(width, device=noise.device)[None]
+    response = torch.exp(-2 * (math.pi * sigma) ** 2 * (fy.square() + fx.square()))
+    blurred = torch.fft.irfft2(torch.fft.rfft2(noise) * response, s=(height, width))
+    return blurred[..., : shape[0], : shape[1]]
+
+
+MISALIGNMENTS: dict[str, Misalignment] = {
+    "paper": Misalignment(translation=2.56, elastic=256.0),
+    "rigid": Misalignment(translation=8.0, rotation=8.0),
+    # Noise of amplitude 1 blurred with sigma 16 has a mean magnitude of 0.0128, so 313 gives 4 px.
+    "large": Misalignment(translation=24.0, rotation=20.0, scale=0.1, elastic=313.0),
+}
+"""Named families: the paper's recipe and two that go past it."""
+
+
+def remap_contrast(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Another contrast of the same anatomy, ``B 1 H W`` in [0, 1]: a random curve over the intensities, random blur, a
+    slow bias and noise. One image in five keeps its own contrast."""
+    count, device = len(image), image.device
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, device=device)
+
+    knots = 8
+    curve = uniform(count, knots)
+    curve[:, 0] *= (uniform(count) < 0.3).float()  # the background mostly stays dark
+    identity = torch.linspace(0, 1, knots, device=device).expand(count, knots)
+    curve = torch.where(uniform(count, 1) < 0.2, identity, curve)
+    position = image.flatten(1).clamp(0, 1) * (knots - 1)
+    below = position.floor().clamp(max=knots - 2).long()
+    part = position - below
+    mapped = (curve.gather(1, below) * (1 - part) + curve.gather(1, below + 1) * part).view_as(image)
+    sigma = uniform(count) * 3 * (uniform(count) < 0.5)
+    mapped = blur(mapped, sigma)
+    slope = uniform(count, 2) - 0.5
+    rows = torch.linspace(-1, 1, image.shape[-2], device=device).view(1, 1, -1, 1)
+    columns = torch.linspace(-1, 1, image.shape[-1], device=device).view(1, 1, 1, -1)
+    bias = 1 + 0.4 * (slope[:, 0].view(-1, 1, 1, 1) * rows + slope[:, 1].view(-1, 1, 1, 1) * columns)
+    noise = torch.randn(image.shape, generator=generator, device=device) * (0.03 * uniform(count)).view(-1, 1, 1, 1)
+    return (mapped * bias + noise).clamp(0, 1)
+
+
+def blur(image: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur with one ``sigma`` per image (``B``, pixels, at most 3), border repeated."""
+    radius = 6
+    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    window = torch.exp(-offsets.square() / (2 * sigma.clamp(min=0.05).square())[:, None])
+    window = window / window.sum(1, keepdim=True)
+    stacked = image.transpose(0, 1)  # images as channels: a group each
+    rows = F.pad(stacked, (0, 0, radius, radius), mode="replicate")
+    rows = F.conv2d(rows, window.view(-1, 1, 2 * radius + 1, 1), groups=len(image))
+    columns = F.pad(rows, (radius, radius, 0, 0), mode="replicate")
+    return F.conv2d(columns, window.view(-1, 1, 1, 2 * radius + 1), groups=len(image)).transpose(0, 1)
+
+
+# --- batches ------------------------------------------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """Images ``B 1 H W`` in [0, 1]; ``truth`` is the moving image before ``known`` (``B 2 H W``) deformed it; ``mask`` is
+    1 inside the head; modalities index ``MODALITIES``, -1 for a remapped contrast."""
+
+    fixed: Tensor
+    moving: Tensor
+    truth: Tensor
+    known: Tensor
+    mask: Tensor
+    modality_fixed: Tensor
+    modality_moving: Tensor
+
+
+class PairSet:
+    """All pairs of a list in memory, on one ``side`` x ``side`` grid.
+
+    ``fixed``, ``moving`` and ``mask`` are ``N 1 side side``, bytes on the CPU (an atlas slice takes 65 kB).
+    """
+
+    def __init__(self, pairs: Sequence[Pair], *, side: int = 256) -> None:
+        self.pairs = list(pairs)
+        loaded = [_load(pair, side) for pair in self.pairs]
+        self.fixed, self.moving, self.mask = (torch.stack(tensors) for tensors in zip(*loaded, strict=True))
+        self.modality_moving = torch.tensor([MODALITIES.index(str(TASKS[p.task])) for p in self.pairs])
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def indices(self, task: str) -> list[int]:
+        return [i for i, p in enumerate(self.pairs) if p.task == task]
+
+
+def _load(pair: Pair, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    fixed, moving = read_image(pair.fixed), read_image(pair.moving)
+    grid = type(fixed.geometry).picture((side, side))
+    # Training happens on pictures: whatever the file says of millimetres, the pair already lies on one grid.
+    picture_fixed = type(fixed.geometry).picture(fixed.geometry.shape)
+    picture_moving = type(fixed.geometry).picture(moving.geometry.shape)
+    tensors = []
+    for image, geometry in ((fixed, picture_fixed), (moving, picture_moving)):
+        unit = fit_intensity(image).to_unit(image.luma())[None]
+        array = resample_to_grid(np.asarray(unit, dtype=np.float32), match_grids(grid, geometry), grid.shape)
+        tensors.append(torch.from_numpy(np.round(np.clip(array, 0, 1) * 255).astype(np.uint8)))
+    mask = head_mask(tensors[0][0].numpy(), tensors[1][0].numpy())
+    return tensors[0], tensors[1], torch.from_numpy(mask.astype(np.uint8))[None]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a training batch is made of.
+
+    Attributes:
+        own_contrast: share of samples that show one image against a random remapping of its own intensities.
+        misalignments: name of a family in ``MISALIGNMENTS`` and its share, as ``(("paper", 0.5), ...)``.
+        pose: both images are moved together by up to this family first.
+    """
+
+    own_contrast: float = 0.5
+    misalignments: tuple[tuple[str, float], ...] = (("paper", 0.5), ("rigid", 0.2), ("large", 0.3))
+    pose: Misalignment = Misalignment(translation=8, rotation=10, scale=0.12)  # noqa: RUF009
+
+    def __post_init__(self) -> None:
+        unknown = [name for name, _ in self.misalignments if name not in MISALIGNMENTS]
+        if unknown or not self.misalignments:
+            raise ValueError(f"unknown misalignment {unknown}; expected {', '.join(MISALIGNMENTS)}")
+
+
+def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *, device: torch.device) -> Batch:
+    """One training batch. Tasks are drawn evenly, whatever their number of pairs; ``generator`` lives on ``device``."""
+    cpu = torch.Generator().manual_seed(
+        int(torch.randint(2**31, (1,), generator=generator, device=device).item())
+    )
+    tasks = [data.indices(t) for t in TASKS if data.indices(t)]
+    task = torch.randint(len(tasks), (size,), generator=cpu).tolist()
+    chosen = torch.tensor([tasks[t][int(torch.randint(len(tasks[t]), (1,), generator=cpu))] for t in task])
+    fixed, moving, mask = (
+        t[chosen].to(device).float() for t in (data.fixed, data.moving, data.mask)
+    )
+    fixed, moving = fixed / 255, moving / 255
+    modality_moving = data.modality_moving[chosen].to(device)
+    modality_fixed = torch.zeros_like(modality_moving)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, device=device)
+
+    # One image against a remapping of itself: aligned to the last digit, in any contrast.
+    own = uniform(size) < mix.own_contrast
+    from_moving = own & (uniform(size) < 0.4)
+    source = torch.where(from_moving.view(-1, 1, 1, 1), moving, fixed)
+    remapped = remap_contrast(source, generator)
+    modality_fixed = torch.where(from_moving, modality_moving, modality_fixed)
+    modality_moving = torch.where(own, -1, modality_moving)
+    fixed, moving = torch.where(own.view(-1, 1, 1, 1), source, fixed), torch.where(own.view(-1, 1, 1, 1), remapped, moving)
+    # Gains and gammas that no modality would be recognised by.
+    gamma = 1 + 0.6 * (uniform(2, size, 1, 1, 1) - 0.5)
+    fixed, moving = fixed.clamp(0, 1) ** gamma[0], moving.clamp(0, 1) ** gamma[1]
+
+    shape = (fixed.shape[-2], fixed.shape[-1])
+    pose = mix.pose.draw(size, shape, generator)
+    flip = (uniform(size) < 0.5).view(-1, 1, 1, 1)
+    fixed, moving, mask = (torch.where(flip, t.flip(-1), t) for t in (fixed, moving, mask))
+    names, shares = zip(*mix.misalignments, strict=True)
+    family = torch.multinomial(torch.tensor(shares), size, replacement=True, generator=cpu)
+    known = torch.empty(size, 2, *shape, device=device)
+    for index, name in enumerate(names):
+        members = (family == index).nonzero().flatten().to(device)
+        if len(members):
+            known[members] = MISALIGNMENTS[name].draw(len(members), shape, generator)
+    return Batch(
+        fixed=warp(fixed, pose),
+        moving=warp(moving, compose(pose, known)),
+        truth=warp(moving, pose),
+        known=known,
+        mask=warp(mask, pose),
+        modality_fixed=modality_fixed,
+        modality_moving=modality_moving,
+    )
+
+
+def validation_batch(
+    data: PairSet, indices: Sequence[int], misalignment: Misalignment, *, draw: int, device: torch.device
+) -> Batch:
+    """Pairs as they are, each deformed by a field that depends only on the pair's place in its split and on ``draw``."""
+    chosen = torch.tensor(list(indices))
+    fixed, moving, mask = (t[chosen].to(device).float() for t in (data.fixed, data.moving, data.mask))
+    fixed, moving = fixed / 255, moving / 255
+    shape = (fixed.shape[-2], fixed.shape[-1])
+    fields = [
+        misalignment.draw(1, shape, torch.Generator().manual_seed(100_003 * draw + index)) for index in indices
+    ]
+    known = torch.cat(fields).to(device)
+    modality = data.modality_moving[chosen].to(device)
+    return Batch(fixed, warp(moving, known), moving, known, mask, torch.zeros_like(modality), modality)

@@ -1,0 +1,200 @@
+"""Displacement fields: one convention, one ``warp``, one ``compose``, one ``invert``, one ``resize_field``.
+
+The convention, used everywhere inside the package, in 2-D and 3-D:
+
+- A displacement field ``u`` is *pull-back*: it lives on the fixed grid and says where to look in the moving image,
+  ``aligned(x) = moving(x + u(x))``.
+- It is measured in voxels of its own grid; its components are ordered like the tensor's spatial axes: ``(y, x)`` in
+  2-D, ``(z, y, x)`` in 3-D. Only files hold ``(x, y[, z])`` in LPS mm (see ``io.write_deformation``).
+- Voxel *centres* are the samples and the corner voxels' centres are the ends of the grid
+  (``align_corners=True`` in torch's words).
+- Shapes are written ``B C *S`` for images and ``B D *S`` for fields, with ``D == len(S)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bsafusion.image import Geometry
+
+Mode = Literal["bilinear", "nearest"]
+Padding = Literal["border", "zeros"]
+
+
+def identity_grid(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Voxel coordinates of a grid, ``D *S``, with the dtype and device of ``like``."""
+    axes = [torch.arange(n, dtype=like.dtype, device=like.device) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def _check_field(displacement: Tensor, name: str = "displacement") -> tuple[int, ...]:
+    spatial = tuple(displacement.shape[2:])
+    if len(spatial) not in (2, 3) or displacement.shape[1] != len(spatial):
+        raise ValueError(
+            f"{name} has shape {tuple(displacement.shape)}; expected B 2 H W or B 3 D H W: "
+            "one component per spatial axis"
+        )
+    return spatial
+
+
+def sample(image: Tensor, points: Tensor, *, mode: Mode = "bilinear", padding: Padding = "border") -> Tensor:
+    """The values of ``image`` at ``points``.
+
+    Args:
+        image: ``B C *S_in``.
+        points: ``B D *S``, voxel coordinates of ``image`` in tensor axis order.
+        mode: ``bilinear`` (trilinear in 3-D) or ``nearest``.
+        padding: outside the image repeat its ``border`` or return ``zeros``.
+
+    Returns:
+        ``B C *S``.
+    """
+    spatial = _check_field(points, "points")
+    if image.dim() != points.dim() or image.shape[0] != points.shape[0]:
+        raise ValueError(
+            f"image {tuple(image.shape)} and points {tuple(points.shape)} do not belong together: "
+            "expected the same batch size and the same number of spatial axes"
+        )
+    sizes = image.shape[2:]
+    # grid_sample wants (x, y[, z]) in [-1, 1]; an axis of one voxel has only the coordinate 0.
+    unit = [points[:, d] * (2.0 / max(sizes[d] - 1, 1)) - 1.0 for d in reversed(range(len(spatial)))]
+    grid = torch.stack(unit, dim=-1)
+    return F.grid_sample(image, grid.to(image.dtype), mode=mode, padding_mode=padding, align_corners=True)
+
+
+def warp(image: Tensor, displacement: Tensor, *, mode: Mode = "bilinear", padding: Padding = "border") -> Tensor:
+    """Pull ``image`` back through a displacement field: ``result(x) = image(x + u(x))``.
+
+    Args:
+        image: ``B C *S_in``; may be larger or smaller than the field's grid.
+        displacement: ``B D *S``, voxels.
+        mode: ``nearest`` for label maps.
+        padding: see :func:`sample`.
+
+    Returns:
+        ``B C *S``, on the grid of the field.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    shape = _check_field(displacement)
+    return sample(image, identity_grid(shape, displacement) + displacement, mode=mode, padding=padding)
+
+
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """The field of ``x -> x + inner(x)`` followed by ``y -> y + outer(y)``.
+
+    ``warp(image, compose(u, v)) == warp(warp(image, u), v)`` up to interpolation:
+    ``compose(u, v)(x) = v(x) + u(x + v(x))``. Both ``B D *S`` on one grid.
+    """
+    return inner + warp(outer, inner)
+
+
+def invert(displacement: Tensor, *, iterations: int = 20) -> Tensor:
+    """The field ``v`` with ``compose(u, v) = 0``, by the fixed-point iteration ``v <- -u(x + v)``.
+
+    Converges where the field does not fold and is contracting (Chen et al., Med. Phys. 35, 2008). ``B D *S`` -> ``B D *S``.
+    """
+    inverse = -displacement
+    for _ in range(iterations):
+        inverse = -warp(displacement, inverse)
+    return inverse
+
+
+def integrate(velocity: Tensor, *, squarings: int = 4) -> Tensor:
+    """Exponential of a stationary velocity field by scaling and squaring (Arsigny et al., MICCAI 2006).
+
+    ``B D *S`` in voxels -> ``B D *S``. ``integrate(-v)`` is the inverse of ``integrate(v)``.
+    """
+    displacement = velocity / 2**squarings
+    for _ in range(squarings):
+        displacement = compose(displacement, displacement)
+    return displacement
+
+
+def resize_field(displacement: Tensor, *, shape: tuple[int, ...]) -> Tensor:
+    """Bring a field to a grid of another size over the same extent; its values are rescaled to the new voxels.
+
+    Corner voxel centres stay on corner voxel centres, so a field linear in x is reproduced exactly.
+    """
+    spatial = _check_field(displacement)
+    if len(shape) != len(spatial):
+        raise ValueError(f"shape {shape} has {len(shape)} axes; the field has {len(spatial)}")
+    if tuple(shape) == spatial:
+        return displacement
+    mode = "bilinear" if len(shape) == 2 else "trilinear"
+    resized = F.interpolate(displacement, size=shape, mode=mode, align_corners=True)
+    factors = [(new - 1) / max(old - 1, 1) for new, old in zip(shape, spatial, strict=True)]
+    scale = torch.tensor(factors, dtype=resized.dtype, device=resized.device)
+    return resized * scale.view(1, -1, *([1] * len(shape)))
+
+
+def affine_field(matrix: Tensor, *, shape: tuple[int, ...]) -> Tensor:
+    """The displacement field of an affine map about the centre of the grid.
+
+    Args:
+        matrix: ``B D D+1``; with ``c`` the grid's centre, ``x`` goes to ``c + A (x - c) + t``, in voxels.
+        shape: the grid ``*S``.
+
+    Returns:
+        ``B D *S``.
+    """
+    dimensions = matrix.shape[1]
+    centre = torch.tensor([(n - 1) / 2 for n in shape], dtype=matrix.dtype, device=matrix.device)
+    offset = identity_grid(shape, matrix) - centre.view(-1, *([1] * dimensions))
+    linear = matrix[:, :, :dimensions] - torch.eye(dimensions, dtype=matrix.dtype, device=matrix.device)
+    moved = torch.einsum("bij,j...->bi...", linear, offset)
+    return moved + matrix[:, :, dimensions].view(-1, dimensions, *([1] * dimensions))
+
+
+def jacobian_determinant(displacement: Tensor) -> Tensor:
+    """Determinant of the Jacobian of ``x -> x + u(x)`` by central differences (one-sided at the border).
+
+    ``B D *S`` -> ``B *S``. 1 where the map keeps volume, at most 0 where it folds.
+    """
+    shape = _check_field(displacement)
+    dimensions = len(shape)
+    columns = torch.gradient(displacement, dim=tuple(range(2, 2 + dimensions)))
+    jacobian = torch.stack(columns, dim=-1).movedim(1, -2)  # B *S D(component) D(axis)
+    identity = torch.eye(dimensions, dtype=displacement.dtype, device=displacement.device)
+    determinant: Tensor = torch.linalg.det(jacobian + identity)
+    return determinant
+
+
+@dataclass(frozen=True)
+class DeformationField:
+    """A displacement field with the geometry of the grid it lives on.
+
+    Attributes:
+        displacement: ``D *S`` float32 on the CPU, pull-back, in voxels of the grid, components in tensor axis order.
+        geometry: of the fixed grid. The field maps a physical point of the fixed image to the physical point of the
+            moving image that shows the same anatomy.
+    """
+
+    displacement: Tensor
+    geometry: Geometry
+
+    def __post_init__(self) -> None:
+        _check_field(self.displacement[None])
+        if tuple(self.displacement.shape[1:]) != tuple(self.geometry.shape):
+            raise ValueError(
+                f"a field of shape {tuple(self.displacement.shape)} does not lie on a grid of shape "
+                f"{tuple(self.geometry.shape)}; expected {(len(self.geometry.shape), *self.geometry.shape)}"
+            )
+        if self.displacement.dtype != torch.float32:
+            raise ValueError(f"a field holds float32 values, not {self.displacement.dtype}; convert it first")
+        if not bool(torch.isfinite(self.displacement).all()):
+            raise ValueError("the field holds NaN or infinite displacements; check the program that made it")
+
+    def inverse(self) -> DeformationField:
+        """The field from the moving to the fixed image, on the same grid."""
+        return DeformationField(invert(self.displacement[None])[0], self.geometry)
+
+    def folded_share(self) -> float:
+        """The share of voxels whose Jacobian determinant is at most 0."""
+        return float((jacobian_determinant(self.displacement[None]) <= 0).float().mean())

@@ -1,0 +1,753 @@
+"""Reading and writing files: the only module that knows file formats.
+
+Formats are recognised by content, never by the file's name. Every problem with a file is an
+:class:`ImageError` with a one-line message that starts with the file's name. Outputs appear whole or not at
+all.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import PIL.TiffImagePlugin
+import pydicom
+import SimpleITK as sitk
+import torch
+from numpy.typing import NDArray
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+from pydicom.pixels.utils import pixel_array
+
+from bsafusion.deformation import DeformationField
+from bsafusion.image import Geometry, Image, ImageError, Modality, check_size, slice_geometry
+
+PathLike = str | os.PathLike[str]
+PixelType = Literal["uint8", "uint16"]
+
+_HEAD_BYTES = 544
+_NIFTI_HEADER_BYTES = 540
+_OTHER_FORMATS = {
+    b"GIF8": "a GIF",
+    b"BM": "a BMP",
+    b"RIFF": "a WebP or other RIFF file",
+    b"%PDF": "a PDF",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x89HDF": "an HDF5 file",
+    b"NRRD": "an NRRD file",
+}
+_MODALITY_TAGS = {"MR": Modality.MRI, "CT": Modality.CT, "PT": Modality.PET, "NM": Modality.SPECT}
+_MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+_NIFTI_CLASSES: dict[int, Any] = {1: nib.Nifti1Image, 2: nib.Nifti2Image}
+_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# NIfTI-1 keeps 80 bytes of free text: what a 4x4 matrix cannot say about a 2-D grid is kept there.
+_NOTE_PREFIX = "bsafusion "
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """What a format's reader found: ``array`` is ``C *S``."""
+
+    array: NDArray[Any]
+    geometry: Geometry
+    dtype: str
+    modality: Modality = Modality.UNKNOWN
+    meta: dict[str, str | float] = field(default_factory=dict)
+
+
+def read_image(
+    path: PathLike, *, slice_index: int | None = None, modality: Modality = Modality.UNKNOWN
+) -> Image:
+    """Read one 2-D image.
+
+    PNG, JPEG and TIFF (8 or 16 bit, grey or RGB, float TIFF) become pictures in pixel units; their DPI says
+    nothing about the patient and is ignored. NIfTI and DICOM bring their geometry along. Three identical
+    channels are read as one grey channel.
+
+    Args:
+        path: the file.
+        slice_index: which slice of a 3-D NIfTI to take, along its last stored axis.
+        modality: overrides what the file says, unless unknown.
+
+    Raises:
+        ImageError: the file is missing, not a supported image, damaged, or not one 2-D image.
+    """
+    path = Path(path)
+    try:
+        kind = _recognise(path)
+        if slice_index is not None and kind != "NIfTI":
+            raise ImageError(f"{kind} holds one slice but slice_index={slice_index} was given; leave it out")
+        pixels = _read_nifti(path, slice_index) if kind == "NIfTI" else _READERS[kind](path)
+        array, meta = pixels.array, {"format": kind, **pixels.meta}
+        if len(array) == 3 and (array == array[:1]).all():
+            array = array[:1]
+            meta["channels"] = "three identical channels, read as grey"
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return Image(
+            array=array,
+            geometry=pixels.geometry,
+            modality=pixels.modality if modality is Modality.UNKNOWN else modality,
+            dtype=pixels.dtype,
+            source=path.name,
+            sha256=digest,
+            meta=meta,
+        )
+    except ImageError as error:
+        raise ImageError(f"{path.name}: {error}") from error
+    except OSError as error:
+        raise ImageError(f"{path.name}: cannot be read ({error}); check the file") from error
+
+
+def _recognise(path: Path) -> str:
+    """The format, from the first bytes: PNG, JPEG, TIFF, NIfTI or DICOM."""
+    if not path.exists():
+        raise ImageError(f"no such file in {path.parent.absolute()}; check the path")
+    if path.is_dir():
+        raise ImageError("is a folder; expected one image file; choose a file in it")
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    if not head:
+        raise ImageError("is empty (0 bytes); expected an image; copy or export it again")
+    # First, because the free 128 bytes before it may look like a TIFF.
+    if head[128:132] == b"DICM":
+        return "DICOM"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF"
+    if head.startswith(b"\x1f\x8b"):
+        return _recognise_gzip(path)
+    if _is_nifti(head):
+        return "NIfTI"
+    if all(byte > 31 or byte in b"\t\n\r\f" for byte in head):
+        raise ImageError("is a text file; expected PNG, JPEG, TIFF, NIfTI or DICOM")
+    if path.suffix.lower() == ".dcm":
+        return "DICOM"
+    found = next((name for magic, name in _OTHER_FORMATS.items() if head.startswith(magic)), None)
+    found = found or f"an unknown format (first bytes {head[:4].hex(' ')})"
+    raise ImageError(f"is {found}; expected PNG, JPEG, TIFF, NIfTI or DICOM; convert it first")
+
+
+def _recognise_gzip(path: Path) -> str:
+    try:
+        with gzip.open(path) as stream:
+            head = stream.read(_NIFTI_HEADER_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ImageError(f"damaged gzip file ({error}); copy or export it again") from error
+    if not _is_nifti(head):
+        raise ImageError("is gzip-compressed but not NIfTI; decompress it first")
+    return "NIfTI"
+
+
+def _is_nifti(head: bytes) -> bool:
+    return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")
+
+
+# --- PNG, JPEG, TIFF --------------------------------------------------------------------------------
+
+
+def _read_picture(path: Path, kind: str) -> _Pixels:
+    with warnings.catch_warnings():
+        # Odd metadata is no reason to complain about a picture; a decompression bomb is.
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+        try:
+            with PIL.Image.open(path, formats=[kind]) as picture:
+                return _picture_pixels(picture, path, kind)
+        except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+            raise ImageError("far more pixels than 2048 x 2048; crop or downsample it first") from error
+        except ImageError:
+            raise
+        except PIL.UnidentifiedImageError as error:
+            raise ImageError(f"damaged or unsupported {kind} (unknown header); export it again") from error
+        except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
+            raise ImageError(f"damaged or unsupported {kind} ({_one_line(error)}); export it again") from error
+
+
+def _picture_pixels(picture: PIL.Image.Image, path: Path, kind: str) -> _Pixels:
+    pages = getattr(picture, "n_frames", 1)
+    if pages > 1:
+        raise ImageError(f"{kind} with {pages} pages; expected one image; save one page to a file of its own")
+    check_size((picture.height, picture.width))
+    orientation = int(picture.getexif().get(0x0112, 1))
+    meta: dict[str, str | float] = {} if orientation == 1 else {"exif_orientation": float(orientation)}
+    if _has_16_bit_colour(picture, path):
+        if orientation != 1:
+            raise ImageError("16-bit colour with an EXIF orientation; expected none; save it upright")
+        array, dtype = _read_16_bit_colour(path, kind), "uint16"
+    else:
+        array, dtype = _decode(PIL.ImageOps.exif_transpose(picture), kind)
+        if dtype == "uint16" and _white_is_zero(picture):
+            array = 65535 - array
+    array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+    return _Pixels(array, Geometry.picture(array.shape[1:]), dtype, meta=meta)
+
+
+def _has_16_bit_colour(picture: PIL.Image.Image, path: Path) -> bool:
+    if isinstance(picture, PIL.TiffImagePlugin.TiffImageFile):
+        bits = picture.tag_v2.get(PIL.TiffImagePlugin.BITSPERSAMPLE, (1,))
+        return len(bits) > 1 and max(bits) == 16
+    if picture.format != "PNG":
+        return False
+    with path.open("rb") as stream:
+        depth, colour_type = stream.read(26)[
+            24:
+        ]  # IHDR: bit depth, then 2 RGB, 4 grey + alpha, 6 RGB + alpha
+    return depth == 16 and colour_type in (2, 4, 6)
+
+
+def _white_is_zero(picture: PIL.Image.Image) -> bool:
+    # Pillow inverts such files itself at 8 bit but not at 16.
+    return (
+        isinstance(picture, PIL.TiffImagePlugin.TiffImageFile)
+        and picture.tag_v2.get(PIL.TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    )
+
+
+def _read_16_bit_colour(path: Path, kind: str) -> NDArray[Any]:
+    # Pillow reduces these to 8 bit.
+    try:
+        array: NDArray[Any] = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO=f"{kind}ImageIO"))
+    except RuntimeError as error:
+        raise ImageError(f"damaged or unsupported 16-bit {kind}; export it again") from error
+    if array.shape[-1] in (2, 4):
+        if (array[..., -1] != 65535).any():
+            raise ImageError(_TRANSPARENT)
+        array = array[..., :-1]
+    return array[..., 0] if array.shape[-1] == 1 else array
+
+
+_TRANSPARENT = "has transparent pixels; expected an opaque image; flatten it onto its background first"
+
+
+def _decode(picture: PIL.Image.Image, kind: str) -> tuple[NDArray[Any], str]:
+    """``(H, W)`` or ``(H, W, 3)`` and the file's pixel type."""
+    if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
+        if picture.mode.startswith("I"):
+            raise ImageError(_TRANSPARENT)
+        opaque = picture.convert("RGBA")
+        if opaque.getchannel("A").getextrema() != (255, 255):
+            raise ImageError(_TRANSPARENT)
+        picture = opaque.convert("RGB")
+    picture = picture.convert({"P": "RGB", "1": "L"}.get(picture.mode, picture.mode))
+    if picture.mode not in ("L", "RGB", "I", "F") and not picture.mode.startswith("I;16"):
+        raise ImageError(f"{kind} with {picture.mode} colours; expected grey or RGB; convert it first")
+    array = np.asarray(picture)
+    # Before version 11 Pillow opened 16-bit PNG in 32-bit mode.
+    dtype = "uint16" if (kind, picture.mode) == ("PNG", "I") else array.dtype.name
+    return array, dtype
+
+
+# --- NIfTI --------------------------------------------------------------------------------
+
+
+@contextmanager
+def _open_nifti(path: Path) -> Iterator[Any]:
+    with path.open("rb") as stream:
+        zipped = stream.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if zipped else path.open("rb") as content:
+            head = content.read(8)
+            content.seek(0)
+            version = 2 if head[4:8] == b"n+2\0" else 1
+            yield _NIFTI_CLASSES[version].from_stream(content)
+    except ImageError:
+        raise
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+        nib.filebasedimages.ImageFileError,
+        nib.spatialimages.HeaderDataError,
+    ) as error:
+        raise ImageError(f"damaged or unsupported NIfTI ({_one_line(error)}); export it again") from error
+
+
+def _read_nifti(path: Path, slice_index: int | None) -> _Pixels:
+    with _open_nifti(path) as nifti:
+        shape = tuple(int(size) for size in nifti.shape)
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        (x, y), through, index = _choose_slice(shape, slice_index)
+        check_size((shape[y], shape[x]))
+        selection = [
+            slice(None) if axis in (x, y) else (index if axis == through else 0) for axis in range(nifti.ndim)
+        ]
+        array = np.asarray(nifti.dataobj[tuple(selection)])
+        stored = nifti.get_data_dtype()
+        geometry, tilt = _nifti_geometry(nifti, x=x, y=y, through=through, index=index)
+    if array.dtype.names is not None:
+        if array.dtype.names != ("R", "G", "B"):
+            raise ImageError(f"NIfTI with pixels of {array.dtype}; expected numbers or RGB; convert it first")
+        array = np.stack([array[name] for name in "RGB"], axis=-1)
+        stored = array.dtype
+    if array.dtype.kind == "c":
+        raise ImageError("NIfTI with complex values; expected real ones; write the magnitude first")
+    pixels = np.moveaxis(array, -1, 0) if array.ndim == 3 else array[None]
+    meta: dict[str, str | float] = {} if through is None else {"slice_index": float(index)}
+    if tilt > 0.01:
+        meta["oblique_degrees"] = tilt
+    return _Pixels(pixels.swapaxes(1, 2), geometry, np.dtype(stored).name, meta=meta)
+
+
+def _choose_slice(shape: tuple[int, ...], slice_index: int | None) -> tuple[tuple[int, int], int | None, int]:
+    """Which stored axes are x and y, which one is sliced (or None), and where."""
+    if len(shape) == 2:
+        if slice_index is not None:
+            raise ImageError(f"a 2-D NIfTI but slice_index={slice_index} was given; leave it out")
+        return (0, 1), None, 0
+    if len(shape) != 3:
+        raise ImageError(
+            f"{len(shape)}-D NIfTI of shape {shape}; expected one slice or one volume; extract it first"
+        )
+    single = [axis for axis in range(3) if shape[axis] == 1]
+    if len(single) == 1 and slice_index is None:
+        x, y = (axis for axis in range(3) if axis != single[0])
+        return (x, y), single[0], 0
+    if slice_index is None:
+        raise ImageError(
+            f"3-D volume of shape {shape} where a slice is meant: pass slice_index (CLI: --slice K)"
+        )
+    if not 0 <= slice_index < shape[2]:
+        raise ImageError(
+            f"slice_index={slice_index} of a volume of shape {shape}; expected 0..{shape[2] - 1}"
+        )
+    return (0, 1), 2, slice_index
+
+
+def _lps_affine(nifti: Any) -> NDArray[np.float64]:
+    """Homogeneous matrix from stored index (i, j, k) to LPS mm."""
+    affine: NDArray[np.float64] = _LPS_FROM_RAS @ np.asarray(nifti.affine, dtype=np.float64)
+    affine[:3] *= _MM_PER_UNIT[nifti.header.get_xyzt_units()[0]]
+    return affine
+
+
+def _nifti_geometry(nifti: Any, *, x: int, y: int, through: int | None, index: int) -> tuple[Geometry, float]:
+    shape = (int(nifti.shape[y]), int(nifti.shape[x]))
+    if through is None and _note(nifti) is not None:
+        return _flat_geometry(nifti, shape), 0.0
+    affine = _lps_affine(nifti)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = (float(lengths[x]), float(lengths[y]))
+    if not (int(nifti.header["qform_code"]) or int(nifti.header["sform_code"])):
+        return replace(Geometry.picture(shape), physical=True, spacing=spacing), 0.0
+    origin = affine[:3, 3] + (0.0 if through is None else index * affine[:3, through])
+    geometry, tilt = slice_geometry(
+        shape=shape, spacing=spacing, origin=origin, x_axis=affine[:3, x], y_axis=affine[:3, y]
+    )
+    if through is None and geometry.plane == "axial":
+        # ITK writes every 2-D image as if it were axial, whatever plane it was cut from.
+        geometry = replace(geometry, plane=None)
+    return geometry, tilt
+
+
+def _note(nifti: Any) -> str | None:
+    text = bytes(nifti.header["descrip"].item()).split(b"\0")[0].decode("ascii", "replace")
+    return text.removeprefix(_NOTE_PREFIX) if text.startswith(_NOTE_PREFIX) else None
+
+
+def _flat_geometry(nifti: Any, shape: tuple[int, ...]) -> Geometry:
+    """The geometry of a grid whose physical axes are the file's first D ones."""
+    note = _note(nifti)
+    if note == "picture":
+        return Geometry.picture(shape)
+    n = len(shape)
+    affine = _lps_affine(nifti)
+    spacing = np.linalg.norm(affine[:n, :n], axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        direction = affine[:n, :n] / spacing
+    plane, place = note.split() if note else ("unknown", "positioned")
+    geometry = Geometry(
+        shape=shape,
+        spacing=tuple(float(value) for value in spacing),
+        origin=tuple(float(value) for value in affine[:n, 3]),
+        direction=tuple(tuple(float(value) for value in row) for row in direction),
+        plane=None if plane == "unknown" else plane,
+        positioned=place == "positioned",
+    )
+    pixels = Geometry.picture(shape)
+    if note is None and np.array_equal(geometry.matrix(), pixels.matrix()):
+        return pixels
+    return geometry
+
+
+def _nifti_bytes(array: NDArray[Any], geometry: Geometry, *, intent: str = "none") -> bytes:
+    """A compressed NIfTI-1 file; ``array`` is stored as given, x, y[, z] first. Same input, same bytes."""
+    n = len(geometry.shape)
+    affine = np.eye(4)
+    affine[:n, :n] = geometry.matrix()[:n, :n][:, ::-1]
+    affine[:n, 3] = geometry.origin
+    affine = _LPS_FROM_RAS @ affine
+    nifti: Any = _NIFTI_CLASSES[1](array, affine)
+    nifti.set_qform(affine, code=1)
+    nifti.set_sform(affine, code=1)
+    nifti.header.set_xyzt_units("mm")
+    nifti.header.set_intent(intent)
+    place = "positioned" if geometry.positioned else "unpositioned"
+    note = f"{geometry.plane or 'unknown'} {place}" if geometry.physical else "picture"
+    nifti.header["descrip"] = (_NOTE_PREFIX + note).encode("ascii")
+    return gzip.compress(nifti.to_bytes(), mtime=0)
+
+
+# --- DICOM --------------------------------------------------------------------------------
+
+
+def _read_dicom(path: Path) -> _Pixels:
+    with warnings.catch_warnings():
+        # Real headers break the standard in many harmless ways; what is used here is checked below.
+        warnings.simplefilter("ignore")
+        try:
+            dataset = pydicom.dcmread(path, force=True)
+            if "PixelData" not in dataset and "FloatPixelData" not in dataset:
+                raise ImageError("DICOM without pixels; expected an image; choose one of the slices")
+            frames = int(dataset.get("NumberOfFrames") or 1)
+            if frames > 1:
+                raise ImageError(
+                    f"DICOM with {frames} frames; expected one slice; extract one frame to a file"
+                )
+            check_size((int(dataset.Rows), int(dataset.Columns)))
+            syntax = _check_decoder(dataset)
+            array, dtype, meta = _dicom_array(dataset)
+            geometry, tilt = _dicom_geometry(dataset)
+        except ImageError:
+            raise
+        # pydicom raises nearly every type on damaged files.
+        except Exception as error:
+            raise ImageError(f"damaged or unsupported DICOM ({_one_line(error)}); export it again") from error
+    tag = str(dataset.get("Modality", ""))
+    meta["transfer_syntax"] = syntax
+    if tilt > 0.01:
+        meta["oblique_degrees"] = tilt
+    return _Pixels(array, geometry, dtype, _MODALITY_TAGS.get(tag, Modality.UNKNOWN), meta)
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _check_decoder(dataset: pydicom.Dataset) -> str:
+    """The transfer syntax's name, if its pixels can be decoded here."""
+    syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
+    if syntax is None:
+        # A file without its header cannot be compressed; pydicom has found out the byte order.
+        little = dataset.original_encoding[1] is not False
+        syntax = pydicom.uid.ImplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = syntax
+    if syntax.is_encapsulated:
+        try:
+            available = get_decoder(syntax).is_available
+        except NotImplementedError:
+            available = False
+        if not available:
+            raise ImageError(
+                f'DICOM compressed as {syntax.name}; no decoder here; pip install "bsafusion[dicom]"'
+            )
+    return str(syntax.name)
+
+
+def _dicom_array(dataset: pydicom.Dataset) -> tuple[NDArray[Any], str, dict[str, str | float]]:
+    raw = pixel_array(dataset)
+    photometric = str(dataset.PhotometricInterpretation)
+    meta: dict[str, str | float] = {}
+    if photometric == "PALETTE COLOR":
+        raw = apply_color_lut(raw, dataset)[..., :3]
+    if raw.ndim == 3:
+        return np.moveaxis(raw, -1, 0), raw.dtype.name, meta
+    array = apply_modality_lut(raw, dataset)
+    if photometric == "MONOCHROME1":
+        array = array.astype(np.float64)
+        array = array.max() + array.min() - array
+        meta["inverted"] = "MONOCHROME1: values mirrored so that more is brighter"
+    return array[None], raw.dtype.name, meta
+
+
+def _dicom_geometry(dataset: pydicom.Dataset) -> tuple[Geometry, float]:
+    shape = (int(dataset.Rows), int(dataset.Columns))
+    if not dataset.get("PixelSpacing"):
+        return Geometry.picture(shape), 0.0
+    # PixelSpacing is between rows (y), then between columns (x): DICOM PS3.3 10.7.1.3.
+    y_spacing, x_spacing = (float(value) for value in dataset.PixelSpacing)
+    spacing = (x_spacing, y_spacing)
+    orientation, position = dataset.get("ImageOrientationPatient"), dataset.get("ImagePositionPatient")
+    if not orientation or not position:
+        return replace(Geometry.picture(shape), physical=True, spacing=spacing), 0.0
+    cosines = np.asarray(orientation, dtype=np.float64)
+    return slice_geometry(
+        shape=shape,
+        spacing=spacing,
+        origin=np.asarray(position, dtype=np.float64),
+        x_axis=cosines[:3],
+        y_axis=cosines[3:],
+    )
+
+
+_READERS: dict[str, Callable[[Path], _Pixels]] = {
+    "PNG": lambda path: _read_picture(path, "PNG"),
+    "JPEG": lambda path: _read_picture(path, "JPEG"),
+    "TIFF": lambda path: _read_picture(path, "TIFF"),
+    "DICOM": _read_dicom,
+}
+
+
+# --- writing --------------------------------------------------------------------------------
+
+
+def _temporary_sibling(path: Path) -> Path:
+    return path.with_name(f".{secrets.token_hex(4)}-{path.name}")
+
+
+@contextmanager
+def write_whole(path: PathLike) -> Iterator[Path]:
+    """Give a temporary path in the same folder with the same suffix; move it to ``path`` if all went well.
+
+    On an exception the temporary file is removed and ``path`` is left as it was.
+    """
+    path = Path(path)
+    temporary = _temporary_sibling(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(out: PathLike, *, overwrite: bool = False, marker: str = "report.json") -> Iterator[Path]:
+    """Give a temporary folder beside ``out``; rename it to ``out`` if all went well, remove it otherwise.
+
+    Args:
+        out: the folder to make. Its parents are made as needed.
+        overwrite: replace an existing folder, but only one that holds ``marker``: a wrong path must not cost
+            the user's own files.
+        marker: the file by which a result folder is known.
+
+    Raises:
+        FileExistsError: ``out`` is in the way and may not be replaced.
+    """
+    out = Path(out)
+    _check_replaceable(out, overwrite=overwrite, marker=marker)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(out)
+    temporary.mkdir()
+    try:
+        yield temporary
+        _check_replaceable(out, overwrite=overwrite, marker=marker)
+        if out.exists():
+            old = _temporary_sibling(out)
+            os.replace(out, old)
+            os.replace(temporary, out)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_replaceable(out: Path, *, overwrite: bool, marker: str) -> None:
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise FileExistsError(f"{out} is a file or a link; expected a folder to make; choose another path")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{out} exists and is not empty; choose another folder or allow overwriting")
+    if not (out / marker).is_file():
+        raise FileExistsError(
+            f"{out} has no {marker}, so it is not a result folder; remove it or choose another"
+        )
+
+
+def write_json(path: PathLike, data: Any) -> None:
+    """Write ``data`` as indented UTF-8 JSON, whole or not at all.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot hold.
+    """
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with write_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_image(
+    path: PathLike,
+    image: Image | NDArray[Any],
+    *,
+    value_range: tuple[float, float] | None = None,
+    dtype: PixelType | None = None,
+    geometry: Geometry | None = None,
+) -> None:
+    """Write an image; the suffix chooses the format.
+
+    ``.png``, ``.tif``, ``.tiff`` hold 2-D integers: ``value_range`` (low, high) is spread over the pixel
+    type, rounded and clipped. ``.nii.gz`` holds 2-D or 3-D grey values as they are (float32) unless
+    ``dtype`` is given, RGB as uint8, and the geometry; SimpleITK reads it back as an image of the same
+    dimension.
+
+    Args:
+        path: where to.
+        image: an :class:`Image`, or an array ``C *S`` with C 1 or 3.
+        value_range: the values that become the smallest and the largest integer. An :class:`Image` that was
+            read with the pixel type to be written needs none: its values are kept.
+        dtype: ``uint8`` or ``uint16``; by default the image's own type if it is one of these, else ``uint8``.
+        geometry: needed to write an array as NIfTI.
+
+    Raises:
+        ImageError: suffix, shape, values or range do not fit.
+    """
+    path = Path(path)
+    array = image.array if isinstance(image, Image) else np.asarray(image)
+    stored = image.dtype if isinstance(image, Image) else None
+    nifti = path.name.lower().endswith(".nii.gz")
+    if not nifti and path.suffix.lower() not in (".png", ".tif", ".tiff"):
+        raise ImageError(
+            f"{path.name}: cannot write {path.suffix or 'no suffix'}; use .png, .tif, .tiff or .nii.gz"
+        )
+    if array.ndim not in ((3, 4) if nifti else (3,)) or array.shape[0] not in (1, 3) or array.size == 0:
+        raise ImageError(
+            f"{path.name}: array of shape {array.shape}; expected channels first, (1 or 3, H, W)"
+        )
+    if not np.isfinite(array).all():
+        raise ImageError(f"{path.name}: NaN or infinite values; expected finite ones; replace them first")
+    if nifti:
+        grid = image.geometry if isinstance(image, Image) else geometry
+        if grid is None or grid.shape != array.shape[1:]:
+            raise ImageError(
+                f"{path.name}: NIfTI needs the geometry of a grid {array.shape[1:]}; pass geometry="
+            )
+        keep = len(array) == 1 and dtype is None and value_range is None
+        values = (
+            array.astype(np.float32)
+            if keep
+            else _quantise(array, value_range, dtype or "uint8", stored, path)
+        )
+        content = _nifti_bytes(_nifti_layout(values), grid)
+        with write_whole(path) as temporary:
+            temporary.write_bytes(content)
+        return
+    pixel_type: PixelType = dtype or ("uint16" if stored == "uint16" else "uint8")
+    _write_picture(path, _quantise(array, value_range, pixel_type, stored, path))
+
+
+def _quantise(
+    array: NDArray[Any],
+    value_range: tuple[float, float] | None,
+    dtype: PixelType,
+    stored: str | None,
+    path: Path,
+) -> NDArray[Any]:
+    largest = float(np.iinfo(dtype).max)
+    if value_range is None:
+        if stored != dtype:
+            raise ImageError(
+                f"{path.name}: {stored or 'array'} values as {dtype} need value_range=(low, high)"
+            )
+        value_range = (0.0, largest)
+    low, high = value_range
+    if not (np.isfinite([low, high]).all() and high > low):
+        raise ImageError(
+            f"{path.name}: value_range {value_range}; expected finite (low, high) with low < high"
+        )
+    scaled = (array.astype(np.float64) - low) * (largest / (high - low))
+    return np.clip(np.rint(scaled), 0, largest).astype(dtype)
+
+
+def _nifti_layout(array: NDArray[Any]) -> NDArray[Any]:
+    """``C *S`` with x first and colour as one RGB value per pixel."""
+    stored = array.transpose(0, *reversed(range(1, array.ndim)))
+    if len(stored) == 1:
+        return np.asarray(stored[0])
+    if stored.dtype != np.uint8:
+        raise ImageError(f"RGB NIfTI of {stored.dtype}; expected uint8, the only RGB type NIfTI has")
+    rgb = np.empty(stored.shape[1:], dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    for channel, name in zip(stored, "RGB", strict=True):
+        rgb[name] = channel
+    return rgb
+
+
+def _write_picture(path: Path, array: NDArray[Any]) -> None:
+    pixels = array[0] if len(array) == 1 else np.ascontiguousarray(np.moveaxis(array, 0, -1))
+    with write_whole(path) as temporary:
+        if pixels.ndim == 3 and pixels.dtype == np.uint16:
+            # Pillow has no 16-bit colour.
+            sitk.WriteImage(sitk.GetImageFromArray(pixels, isVector=True), str(temporary))
+        else:
+            PIL.Image.fromarray(pixels).save(temporary)
+
+
+# --- deformation fields --------------------------------------------------------------------------------
+
+
+def read_deformation(path: PathLike) -> DeformationField:
+    """Read an ITK displacement field: NIfTI, intent 1007 (VECTOR), components x, y[, z] in LPS mm.
+
+    Fields of other tools are accepted if they follow ITK. One with spacing 1, origin 0 and identity
+    direction is taken as a field in pixels.
+
+    Raises:
+        ImageError: the file is missing, damaged, or not such a field.
+    """
+    path = Path(path)
+    try:
+        kind = _recognise(path)
+        if kind != "NIfTI":
+            raise ImageError(f"is a {kind} file; expected a displacement field as .nii.gz")
+        with _open_nifti(path) as nifti:
+            n = int(nifti.shape[-1])
+            intent = int(nifti.header["intent_code"])
+            if nifti.ndim != 5 or n not in (2, 3) or intent != 1007 or (n == 2 and nifti.shape[2] != 1):
+                raise ImageError(
+                    f"NIfTI of shape {nifti.shape} with intent {intent}; expected a displacement field "
+                    "(x, y, 1, 1, 2) or (x, y, z, 1, 3) with intent 1007"
+                )
+            vectors = np.asarray(nifti.dataobj, dtype=np.float64).reshape(*nifti.shape[:n], n)
+            geometry = _flat_geometry(nifti, tuple(int(size) for size in reversed(nifti.shape[:n])))
+        millimetres = vectors.transpose(*reversed(range(n)), n)
+        to_voxels = np.linalg.inv(geometry.matrix()[:n, :n])
+        voxels = np.moveaxis(millimetres @ to_voxels.T, -1, 0).astype(np.float32)
+        return DeformationField(torch.from_numpy(np.ascontiguousarray(voxels)), geometry)
+    except ImageError as error:
+        raise ImageError(f"{path.name}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path.name}: cannot be read ({error}); check the file") from error
+
+
+def write_deformation(path: PathLike, field: DeformationField) -> None:
+    """Write an ITK displacement field: float32, components x, y[, z] in LPS mm, pixels for a picture.
+
+    ``SimpleITK.ReadImage`` gives a vector image of the same dimension; cast to float64 it makes a
+    ``SimpleITK.DisplacementFieldTransform``. ITK takes the vectors of intent 1007 as they are in the file,
+    so they are stored in LPS although the header's matrix is RAS. The same field gives the same bytes.
+
+    Raises:
+        ImageError: the path does not end in ``.nii.gz``.
+    """
+    path = Path(path)
+    if not path.name.lower().endswith(".nii.gz"):
+        raise ImageError(f"{path.name}: a displacement field is written as .nii.gz; rename it")
+    n = len(field.geometry.shape)
+    voxels = np.moveaxis(field.displacement.numpy().astype(np.float64), 0, -1)
+    millimetres = voxels @ field.geometry.matrix()[:n, :n].T
+    stored = millimetres.transpose(*reversed(range(n)), n).astype(np.float32)
+    layout = stored.reshape(*stored.shape[:n], *[1] * (4 - n), n)
+    content = _nifti_bytes(layout, field.geometry, intent="vector")
+    with write_whole(path) as temporary:
+        temporary.write_bytes(content)

@@ -1,0 +1,246 @@
+"""The composite loss: the published terms by their names, and supervision by the known field.
+
+Images are ``B 1 H W`` in [0, 1]; fields pull back, in voxels of their grid (see ``deformation``). The known field ``p``
+(``known``) is the one that made the moving image, ``moving(x) = truth(x + p(x))``; a pair of fields out of the middle
+grid is right where ``x_moving + p(x_moving) = x_fixed``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bsafusion.deformation import identity_grid, invert, sample
+from bsafusion.models.alignment import STEP_STRIDES, Alignment, Step
+from bsafusion.models.encoder import STRIDE
+from bsafusion.models.representation import Representation
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weight of each named term; 0 switches it off. The first eight are the paper's, with its weights."""
+
+    ce1: float = 1.0  # the classifier tells the modality from the MFRH
+    ce2: float = 1.0  # its frozen copy cannot tell it after transfer
+    consistency: float = 1.0  # aligned against the truth: (1 - SSIM) + L1
+    smooth: float = 1.0  # squared differences of step fields and total
+    structure: float = 1.0  # (1 - SSIM) of fused against both sources
+    gradient: float = 1.0  # Sobel magnitude of fused against the larger of the sources'
+    intensity: float = 0.5  # fused against the larger of the sources
+    field: float = 1.0  # distance of every step's field from the known one, pixels
+    match: float = 0.0  # cross-entropy of what the steps compare against the known partner
+    error: float = 0.0  # likelihood of the expected-error map
+
+
+def total_loss(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
+    """Weighted sum of the named terms that are there."""
+    return torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
+
+
+def active(weights: LossWeights) -> set[str]:
+    return {f.name for f in fields(weights) if getattr(weights, f.name) > 0}
+
+
+# --- images -------------------------------------------------------------------------------------------------------
+
+
+def _gaussian_window(x: Tensor, size: int = 11, sigma: float = 1.5) -> Tensor:
+    offsets = torch.arange(size, dtype=x.dtype, device=x.device) - (size - 1) / 2
+    window = torch.exp(-offsets.square() / (2 * sigma**2))
+    return window / window.sum()
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Mean SSIM per image, ``B``: 11x11 Gaussian, sigma 1.5, range 1, valid region (Wang et al., IEEE TIP 2004)."""
+    window = _gaussian_window(a)
+    stack = torch.cat([a, b, a * a, b * b, a * b], dim=1)
+    channels = stack.shape[1]
+    rows = F.conv2d(stack, window.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
+    blurred = F.conv2d(rows, window.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+    mean_a, mean_b, aa, bb, ab = blurred.unbind(1)
+    var_a, var_b, cov = aa - mean_a.square(), bb - mean_b.square(), ab - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)
+    structure = (2 * cov + c2) / (var_a + var_b + c2)
+    return (luminance * structure).mean(dim=(1, 2))
+
+
+def sobel_magnitude(image: Tensor) -> Tensor:
+    """Sobel gradient magnitude, ``B 1 H W``, border repeated; scaled so that a unit ramp has magnitude 1."""
+    kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=image.device, dtype=image.dtype)
+    kernels = torch.stack([kernel, kernel.T])[:, None] / 8
+    gradient = F.conv2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), kernels)
+    return (gradient.square().sum(1, keepdim=True) + 1e-8).sqrt()
+
+
+def consistency_loss(aligned: Tensor, truth: Tensor) -> Tensor:
+    """L_consis: the aligned moving image against the moving image as it was before it was deformed."""
+    return (1 - ssim(aligned, truth)).mean() + (aligned - truth).abs().mean()
+
+
+def structure_loss(fused: Tensor, fixed: Tensor, aligned: Tensor, mu: float = 1.0) -> Tensor:
+    """L_struct; ``mu`` balances the two sources (as published: the last epoch's ratio of the two)."""
+    return (1 - ssim(fused, fixed)).mean() + mu * (1 - ssim(fused, aligned)).mean()
+
+
+def gradient_loss(fused: Tensor, fixed: Tensor, aligned: Tensor) -> Tensor:
+    """L_grad."""
+    target = torch.maximum(sobel_magnitude(fixed), sobel_magnitude(aligned))
+    return (sobel_magnitude(fused) - target).abs().mean()
+
+
+def intensity_loss(fused: Tensor, fixed: Tensor, aligned: Tensor) -> Tensor:
+    """L_inten."""
+    return (fused - torch.maximum(fixed, aligned)).abs().mean()
+
+
+# --- modality -----------------------------------------------------------------------------------------------------
+
+
+def modality_losses(
+    representation: Representation, modality_fixed: Tensor, modality_moving: Tensor
+) -> tuple[Tensor, Tensor]:
+    """L_ce1 and L_ce2. Modalities ``B``, indices into ``MODALITIES``; -1 where there is none (a remapped contrast)."""
+    logits = torch.cat(representation.logits).float()
+    target = torch.cat([modality_fixed, modality_moving])
+    known = target >= 0
+    ce1 = F.cross_entropy(logits[known], target[known]) if bool(known.any()) else logits.sum() * 0
+    # Confusion means even odds between the modalities that the two images have.
+    judged = torch.cat(representation.judge_logits).float()
+    both = known.view(2, -1).all(0).repeat(2)
+    odds = F.one_hot(modality_fixed.clamp(min=0), judged.shape[1]) + F.one_hot(
+        modality_moving.clamp(min=0), judged.shape[1]
+    )
+    odds = (odds.float() / 2).repeat(2, 1)
+    ce2 = F.cross_entropy(judged[both], odds[both]) if bool(both.any()) else judged.sum() * 0
+    return ce1, ce2
+
+
+# --- fields -------------------------------------------------------------------------------------------------------
+
+
+def smoothness(field: Tensor) -> Tensor:
+    """Mean squared difference of neighbouring displacements."""
+    down = field[..., 1:, :] - field[..., :-1, :]
+    right = field[..., :, 1:] - field[..., :, :-1]
+    return down.square().mean() + right.square().mean()
+
+
+def smooth_loss(alignment: Alignment, coarse_to_fine: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0)) -> Tensor:
+    """L_smooth: step fields, weighted from coarse to fine, and the total field."""
+    weights = coarse_to_fine[-len(alignment.steps) :]
+    steps = [w * smoothness(step.velocity) for w, step in zip(weights, alignment.steps, strict=True)]
+    return torch.stack([*steps, smoothness(alignment.displacement)]).sum()
+
+
+def middle_residual(field_fixed: Tensor, field_moving: Tensor, known: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """How far a pair of middle-grid fields is from the known field.
+
+    Args:
+        field_fixed, field_moving: ``B 2 h w``, voxels of a grid whose voxel ``i`` is pixel ``stride i``.
+        known: ``B 2 H W``, pixels.
+
+    Returns:
+        ``x_moving + p(x_moving) - x_fixed`` in pixels and ``x_fixed``, both ``B 2 h w``.
+    """
+    grid = identity_grid((field_fixed.shape[-2], field_fixed.shape[-1]), field_fixed)
+    points_fixed, points_moving = stride * (grid + field_fixed), stride * (grid + field_moving)
+    return points_moving + sample(known, points_moving) - points_fixed, points_fixed
+
+
+def _step_residual(step: Step, known: Tensor, *, before: bool = False) -> tuple[Tensor, Tensor]:
+    pair = step.before if before else (step.field_fixed, step.field_moving)
+    return middle_residual(*pair, known, STEP_STRIDES[step.name])
+
+
+def _weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
+    return (value * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+def field_loss(alignment: Alignment, known: Tensor, mask: Tensor, *, decay: float = 0.7) -> tuple[Tensor, Tensor]:
+    """Supervision by the known field at every step; later steps count more.
+
+    Args:
+        mask: ``B 1 H W``, how much each pixel of the fixed image counts.
+
+    Returns:
+        The loss in pixels and the mean error of the last step where ``mask`` is 1, pixels.
+    """
+    terms, error = [], mask.new_zeros(())
+    for index, step in enumerate(reversed(alignment.steps)):
+        residual, points = _step_residual(step, known)
+        distance = (residual.square().sum(1, keepdim=True) + 1e-3).sqrt()
+        weight = sample(mask, points.detach())
+        terms.append(decay**index * _weighted_mean(distance, weight))
+        if index == 0:
+            error = _weighted_mean(distance.detach(), (weight > 0.99).float())
+    return torch.stack(terms).sum(), error
+
+
+def _tent(distance: Tensor) -> Tensor:
+    """Bilinear interpolation weights from coordinate differences."""
+    return (1 - distance.abs()).clamp(min=0)
+
+
+def match_loss(alignment: Alignment, known: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy between what each step compares and the known partner (bilinear soft labels), inside the head."""
+    terms = [
+        _affine_match(step, known, mask) if step.name == "affine" else _window_match(step, known, mask)
+        for step in alignment.steps
+        if step.match_logits is not None
+    ]
+    return torch.stack(terms).mean()
+
+
+def _affine_match(step: Step, known: Tensor, mask: Tensor) -> Tensor:
+    logits = step.match_logits
+    assert logits is not None
+    shape = (step.velocity.shape[-2], step.velocity.shape[-1])
+    grid = identity_grid(shape, known)
+    points = (grid.flatten(1).T).expand(len(known), -1, -1)  # B N 2
+    to_fixed = sample(known, (STRIDE * grid).expand(len(known), -1, -1, -1)) / STRIDE
+    to_moving = invert(to_fixed, iterations=8)
+    weight_fixed = sample(mask, (STRIDE * grid).expand(len(known), -1, -1, -1)).flatten(1)
+    weight_moving = sample(mask, STRIDE * (grid + to_fixed)).flatten(1)
+    losses = []
+    # Partners of the fixed tokens among the moving ones, then the other way.
+    for field, scores, weight in ((to_moving, logits, weight_fixed), (to_fixed, logits.transpose(1, 2), weight_moving)):
+        partner = points + field.flatten(2).transpose(1, 2)
+        difference = partner[:, :, None] - points[:, None]  # B N N 2
+        label = _tent(difference[..., 0]) * _tent(difference[..., 1])
+        cross_entropy = -(label * scores.log_softmax(2)).sum(2)
+        losses.append(_weighted_mean(cross_entropy, weight * (label.sum(2) > 0.5)))
+    return (losses[0] + losses[1]) / 2
+
+
+def _window_match(step: Step, known: Tensor, mask: Tensor) -> Tensor:
+    logits = step.match_logits
+    assert logits is not None
+    stride = STEP_STRIDES[step.name]
+    residual, points = _step_residual(step, known, before=True)
+    partner = -residual / stride  # to first order in the gradient of the fields
+    span = round(logits.shape[1] ** 0.5)
+    offsets = torch.arange(span, dtype=known.dtype, device=known.device) - span // 2
+    rows = _tent(partner[:, 0:1] - offsets.view(1, -1, 1, 1))
+    columns = _tent(partner[:, 1:2] - offsets.view(1, -1, 1, 1))
+    label = (rows[:, :, None] * columns[:, None]).flatten(1, 2)
+    cross_entropy = -(label * logits.log_softmax(1)).sum(1, keepdim=True)
+    inside = (partner.abs().amax(1, keepdim=True) <= span // 2).float()
+    return _weighted_mean(cross_entropy, sample(mask, points) * inside)
+
+
+def error_loss(alignment: Alignment, known: Tensor, mask: Tensor) -> Tensor:
+    """Laplace likelihood of the field's actual error under ``expected_error``; the field itself is not moved by it."""
+    if alignment.expected_error is None:
+        return mask.sum() * 0
+    with torch.no_grad():
+        shape = (alignment.displacement.shape[-2], alignment.displacement.shape[-1])
+        points = identity_grid(shape, known) + alignment.displacement
+        actual = (alignment.displacement + sample(known, points)).norm(dim=1, keepdim=True)
+        weight = sample(mask, identity_grid(shape, known).expand(len(known), -1, -1, -1))
+    expected = alignment.expected_error.clamp(min=1e-2)
+    return _weighted_mean(actual / expected + expected.log(), weight)

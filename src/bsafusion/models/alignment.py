@@ -1,0 +1,425 @@
+"""Stage 3, BSFA: bidirectional stepwise feature alignment.
+
+Both images move. The network keeps a grid *between* the two images and two displacement fields on it: the middle point
+``m`` shows the anatomy of the fixed point ``m + u_fixed(m)`` and of the moving point ``m + u_moving(m)``. Steps go from
+coarse to fine; each pulls both images' features to the middle, finds what displacement is left between them, and
+shares it: ``u_fixed`` composes with one part of it, ``u_moving`` with the rest. At the end
+
+    ``x -> x + u(x)``  =  (middle -> moving) after (middle -> fixed)^-1,
+
+so that swapping the images gives the inverse. Fields are pull-back, in voxels of their own grid (see ``deformation``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bsafusion.deformation import affine_field, compose, identity_grid, invert, resize_field, warp
+from bsafusion.models.encoder import STRIDE, Features
+from bsafusion.models.layers import conv_norm_act, resize
+from bsafusion.models.representation import Representation
+
+Direction = Literal["both", "forward", "reverse"]
+STEP_STRIDES = {"affine": STRIDE, "1/16": 16, "1/8": 8, "1/4": 4, "1/2": 2, "1/1": 1}
+
+
+class Step(NamedTuple):
+    """The state after one named step, on the grid of that step.
+
+    Attributes:
+        name: key of ``STEP_STRIDES``.
+        field_fixed, field_moving: ``B 2 h w``, from the middle grid to the two images, voxels of this grid.
+        velocity: ``B 2 h w``, the displacement that the step found between the two.
+        match_logits: what the step compared, for supervision: ``B N N`` between all tokens (``affine``) or
+            ``B (2r+1)^2 h w`` over a window, offsets in row-major order; None where the step does not match.
+        before: the pair of fields as they were when the step looked.
+    """
+
+    name: str
+    field_fixed: Tensor
+    field_moving: Tensor
+    velocity: Tensor
+    match_logits: Tensor | None
+    before: tuple[Tensor, Tensor]
+
+
+class Alignment(NamedTuple):
+    """Fields at full resolution, ``B 2 H W``: ``aligned(x) = moving(x + displacement(x))``, ``inverse`` the other way.
+
+    ``expected_error``: ``B 1 H W``, pixels, the network's own estimate of how far the field is off (None where the
+    preset has none). ``features_moving``: the moving pyramid's features are warped by fusion, not here.
+    """
+
+    displacement: Tensor
+    inverse: Tensor
+    expected_error: Tensor | None
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class AlignmentCfg:
+    """Options of BSFA.
+
+    Attributes:
+        kind: ``attention``: the published layers; ``matching``: ours, local correlation of shared descriptors.
+        steps: names of the steps, coarse to fine; one to five.
+        direction: who moves: ``both``, only the moving image (``forward``) or only the fixed one (``reverse``).
+        layers: convolutional layers in each step.
+        hidden: channels of those layers per step.
+        descriptors: channels of a unit-length descriptor (matching only).
+        radius: of the local correlation window per step, in voxels of the step's grid (matching only).
+    """
+
+    kind: Literal["attention", "matching"] = "matching"
+    steps: tuple[str, ...] = ("affine", "1/16", "1/8", "1/4", "1/2")
+    direction: Direction = "both"
+    layers: int = 2
+    hidden: tuple[int, ...] = (0, 64, 64, 48, 24)
+    descriptors: int = 32
+    radius: tuple[int, ...] = (0, 3, 3, 3, 2)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.steps) <= 5 or any(s not in STEP_STRIDES for s in self.steps):
+            raise ValueError(f"steps {self.steps}: expected one to five of {', '.join(STEP_STRIDES)}")
+        strides = [STEP_STRIDES[s] for s in self.steps]
+        if strides != sorted(strides, reverse=True):
+            raise ValueError(f"steps {self.steps} do not go from coarse to fine; order them as {tuple(STEP_STRIDES)}")
+        if self.direction not in get_args(Direction):
+            raise ValueError(f"direction {self.direction!r}: expected one of {', '.join(get_args(Direction))}")
+        if self.kind == "attention" and "affine" in self.steps:
+            raise ValueError("the attention preset has no affine step; start its steps at 1/16")
+        if len(self.hidden) < len(self.steps) or len(self.radius) < len(self.steps):
+            raise ValueError("hidden and radius need one value for each step")
+
+
+def _share(direction: Direction) -> tuple[float, float]:
+    """Which part of a step's displacement the fixed and the moving side take."""
+    return {"both": (-0.5, 0.5), "forward": (0.0, 1.0), "reverse": (-1.0, 0.0)}[direction]
+
+
+def finish(steps: tuple[Step, ...], shape: tuple[int, int], log_error: Tensor | None) -> Alignment:
+    """Turn the middle grid's fields into fields between the two images at full resolution."""
+    field_fixed, field_moving = steps[-1].field_fixed, steps[-1].field_moving
+    to_middle_fixed, to_middle_moving = invert(field_fixed), invert(field_moving)
+    displacement = compose(field_moving, to_middle_fixed)
+    inverse = compose(field_fixed, to_middle_moving)
+    error = None
+    if log_error is not None:
+        stride = STEP_STRIDES[steps[-1].name]
+        error = resize(warp(log_error, to_middle_fixed).exp() * stride, shape)
+    return Alignment(
+        resize_field(displacement, shape=shape), resize_field(inverse, shape=shape), error, steps
+    )
+
+
+# --- ours: matching -----------------------------------------------------------------------------------------------
+
+
+def local_correlation(a: Tensor, b: Tensor, radius: int, *, block: int = 16) -> Tensor:
+    """Inner products of every descriptor of ``a`` with those of ``b`` in a window around it.
+
+    ``B C H W`` twice -> ``B (2r+1)^2 H W``; channel ``(dy + r)(2r + 1) + dx + r`` holds ``<a(y, x), b(y + dy, x + dx)>``,
+    0 beyond the border. Rows are cut into blocks and compared by matrix products, whose bands hold the answer: on a
+    CPU several times faster, and smaller, than one product per offset.
+    """
+    batch, channels, height, width = a.shape
+    count, span = -(-width // block), 2 * radius + 1
+    fill = count * block - width
+    rows_a = F.pad(a, (0, fill)).permute(0, 2, 3, 1).reshape(batch, height, count, block, channels)
+    rows_b = F.pad(b, (radius, radius + fill, radius, radius)).permute(0, 2, 3, 1)
+    windows = rows_b.unfold(2, block + 2 * radius, block)  # B H+2r count C block+2r
+    bands = []
+    for dy in range(span):
+        products = rows_a @ windows[:, dy : dy + height]  # B H count block block+2r
+        # Entry (i, i + d) of each product is wanted: one more column a row turns the band into the first columns.
+        skewed = F.pad(products.flatten(-2), (0, block)).unflatten(-1, (block, block + 2 * radius + 1))
+        bands.append(skewed[..., :span].reshape(batch, height, count * block, span)[:, :, :width])
+    return torch.stack(bands, dim=3).flatten(3).permute(0, 3, 1, 2)
+
+
+def reverse_correlation(correlation: Tensor, radius: int) -> Tensor:
+    """``local_correlation(b, a)`` from ``local_correlation(a, b)``: the same products, at the other end."""
+    height, width = correlation.shape[-2:]
+    span = 2 * radius + 1
+    planes = F.pad(correlation, (radius,) * 4).unbind(1)
+    moved = [
+        planes[span * span - 1 - i][:, dy : dy + height, dx : dx + width]
+        for i, (dy, dx) in enumerate((dy, dx) for dy in range(span) for dx in range(span))
+    ]
+    return torch.stack(moved, dim=1)
+
+
+class Descriptors(nn.Module):
+    """Top-down path from the transferred tokens to unit-length descriptors, shared by both images."""
+
+    def __init__(self, cfg: AlignmentCfg, widths: dict[int, int]) -> None:
+        super().__init__()
+        finest = STEP_STRIDES[cfg.steps[-1]]
+        self.strides = sorted((s for s in widths if s >= finest), reverse=True)
+        width = cfg.descriptors
+        self.lateral = nn.ModuleDict({str(s): nn.Conv2d(widths[s], width, 1) for s in self.strides})
+        self.mix = nn.ModuleDict({str(s): conv_norm_act(width, width) for s in self.strides})
+        self.head = nn.ModuleDict({str(s): nn.Conv2d(width, width, 1) for s in self.strides})
+
+    def forward(self, matched: Tensor, pyramid: dict[int, Tensor]) -> dict[int, Tensor]:
+        descriptors: dict[int, Tensor] = {}
+        above: Tensor | None = None
+        for stride in self.strides:
+            key = str(stride)
+            x = self.lateral[key](matched if stride == STRIDE else pyramid[stride])
+            if above is not None:
+                x = x + resize(above, (x.shape[-2], x.shape[-1]))
+            above = self.mix[key](x)
+            descriptors[stride] = F.normalize(self.head[key](above), dim=1)
+        return descriptors
+
+
+class AffineStep(nn.Module):
+    """One affine map from all-to-all matches of the tokens, antisymmetric in the two images.
+
+    A match of ``x`` with ``y`` says ``y - x = G (x + y) / 2 + t``. Fitting the generator ``(G, t)`` to the *midpoints*
+    makes it change its sign, and nothing else, when the images are swapped; ``m -> m -+ (G m + t) / 2`` are then the two
+    maps out of the middle, exact for any affine map (for a rotation this is Cayley's formula).
+    """
+
+    RIDGE = 2e-3
+    ROUNDS = 3  # of iteratively reweighted least squares
+    INLIER = 0.08  # residual, in half image sides, at which a match counts half
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Descriptors at stride 16 -> velocity ``B 2 h w`` in voxels, logits of all matches ``B N N``."""
+        batch, _, height, width = a.shape
+        logits = (a.flatten(2).transpose(1, 2) @ b.flatten(2)).float() * self.log_scale.exp()
+        half = max(height, width) / 2
+        grid = identity_grid((height, width), logits)
+        centre = torch.tensor([(height - 1) / 2, (width - 1) / 2], dtype=grid.dtype, device=grid.device)
+        points = (grid.flatten(1).T - centre) / half  # N 2
+        forward, backward = logits.softmax(2), logits.softmax(1).transpose(1, 2)
+        here = points.expand(batch, -1, -1)
+        x = torch.cat([here, backward @ points], dim=1)
+        y = torch.cat([forward @ points, here], dim=1)
+        weight = torch.cat([forward.square().sum(2), backward.square().sum(2)], dim=1)
+        middle = torch.cat([(x + y) / 2, torch.ones_like(x[..., :1])], dim=2)  # B 2N 3
+        robust = torch.ones_like(weight)
+        ridge = self.RIDGE * torch.eye(3, dtype=weight.dtype, device=weight.device)
+        for _ in range(self.ROUNDS):
+            weighted = middle * (weight * robust / weight.shape[1])[..., None]
+            generator = torch.linalg.solve(weighted.transpose(1, 2) @ middle + ridge, weighted.transpose(1, 2) @ (y - x))
+            residual = (y - x - middle @ generator).norm(dim=2).detach()
+            robust = 1 / (1 + (residual / self.INLIER).square())
+        matrix = generator.transpose(1, 2).clone()  # B 2 3: linear part, translation in half sides
+        matrix = torch.cat([matrix[..., :2] + torch.eye(2, dtype=matrix.dtype, device=matrix.device), matrix[..., 2:] * half], 2)
+        return affine_field(matrix, shape=(height, width)), logits
+
+
+class MatchingStep(nn.Module):
+    """Finds what displacement is left between two sets of descriptors on the middle grid."""
+
+    CONTEXT = 8
+
+    def __init__(self, cfg: AlignmentCfg, index: int) -> None:
+        super().__init__()
+        self.radius, hidden = cfg.radius[index], cfg.hidden[index]
+        self.direction = cfg.direction
+        span = 2 * self.radius + 1
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.context = nn.Conv2d(cfg.descriptors, self.CONTEXT, 1)
+        self.body = nn.Sequential(
+            nn.Conv2d(span * span + 3 + 2 * self.CONTEXT, hidden, 1),
+            nn.GELU(),
+            *(conv_norm_act(hidden, hidden, dilation=i + 1) for i in range(cfg.layers)),
+        )
+        self.out = nn.Conv2d(hidden, 3, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def _head(self, correlation: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """The displacement from the first to the second image, voxels, and the log of its expected error."""
+        probability = (correlation.float() * self.log_scale.exp()).softmax(1)
+        offsets = identity_grid((2 * self.radius + 1,) * 2, probability).flatten(1) - self.radius  # 2 span^2
+        mean = torch.einsum("bkhw,dk->bdhw", probability, offsets)
+        peak = probability.amax(1, keepdim=True)
+        x = torch.cat([correlation, mean.to(correlation), peak.to(correlation), own, other], dim=1)
+        out = self.out(self.body(x)).float()
+        limit = self.radius + 1.0
+        return limit * torch.tanh((out[:, :2] + peak * mean) / limit), out[:, 2:]
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``B C h w`` twice -> velocity ``B 2 h w``, log expected error ``B 1 h w``, logits ``B span^2 h w``."""
+        correlation = local_correlation(a, b, self.radius)
+        logits = correlation.float() * self.log_scale.exp()
+        context_a, context_b = self.context(a), self.context(b)
+        if self.direction == "forward":
+            velocity, log_error = self._head(correlation, context_a, context_b)
+            return velocity, log_error, logits
+        reverse = reverse_correlation(correlation, self.radius)
+        if self.direction == "reverse":
+            velocity, log_error = self._head(reverse, context_b, context_a)
+            return -velocity, log_error, logits
+        # Both directions in one batch; their difference is antisymmetric in the two images.
+        velocities, log_errors = self._head(
+            torch.cat([correlation, reverse]),
+            torch.cat([context_a, context_b]),
+            torch.cat([context_b, context_a]),
+        )
+        forward, backward = velocities.chunk(2)
+        return (forward - backward) / 2, sum(log_errors.chunk(2)) / 2, logits  # type: ignore[return-value]
+
+
+class MatchingAlignment(nn.Module):
+    """Stage 3 of the default preset."""
+
+    def __init__(self, cfg: AlignmentCfg, widths: dict[int, int]) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.descriptors = Descriptors(cfg, widths)
+        self.steps = nn.ModuleDict(
+            {
+                name.replace("/", "_"): AffineStep() if name == "affine" else MatchingStep(cfg, i)
+                for i, name in enumerate(cfg.steps)
+            }
+        )
+
+    def forward(
+        self, fixed: Features, moving: Features, representation: Representation, shape: tuple[int, int]
+    ) -> Alignment:
+        descriptors_fixed = self.descriptors(representation.matched[0], fixed.pyramid)
+        descriptors_moving = self.descriptors(representation.matched[1], moving.pyramid)
+        coarsest = descriptors_fixed[STRIDE]
+        field_fixed = coarsest.new_zeros(len(coarsest), 2, *coarsest.shape[-2:], dtype=torch.float32)
+        field_moving = field_fixed
+        share_fixed, share_moving = _share(self.cfg.direction)
+        log_error: Tensor | None = None
+        steps: list[Step] = []
+        for name in self.cfg.steps:
+            stride, step = STEP_STRIDES[name], self.steps[name.replace("/", "_")]
+            a, b = descriptors_fixed[stride], descriptors_moving[stride]
+            grid = (a.shape[-2], a.shape[-1])
+            # Each step is trained by its own loss: gradients do not run back through the fields of earlier steps.
+            field_fixed = resize_field(field_fixed.detach(), shape=grid)
+            field_moving = resize_field(field_moving.detach(), shape=grid)
+            before = (field_fixed, field_moving)
+            if name == "affine":
+                velocity, logits = step(a, b)
+            else:
+                a = warp(a.float(), field_fixed).to(a.dtype)
+                b = warp(b.float(), field_moving).to(b.dtype)
+                velocity, log_error, logits = step(a, b)
+            field_fixed = compose(field_fixed, share_fixed * velocity)
+            field_moving = compose(field_moving, share_moving * velocity)
+            steps.append(Step(name, field_fixed, field_moving, velocity, logits, before))
+        return finish(tuple(steps), shape, log_error)
+
+
+# --- as published: attention --------------------------------------------------------------------------------------
+
+
+class CrossAttention(nn.Module):
+    """Attention between the channels of two maps: queries from one, keys and values from the other."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.to_q = nn.Conv2d(channels, channels, 1)
+        self.to_kv = nn.Conv2d(channels, 2 * channels, 1)
+        self.project = nn.Conv2d(channels, channels, 1)
+        self.temperature = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        k, v = self.to_kv(context).flatten(2).chunk(2, dim=1)
+        q = self.to_q(x).flatten(2)
+        similarity = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-1, -2)
+        attended = (similarity * self.temperature).softmax(-1) @ v
+        projected: Tensor = self.project(attended.unflatten(2, x.shape[-2:]))
+        return projected
+
+
+class AttentionLayer(nn.Module):
+    """FRL or RRL: a step of at most one voxel for one image, from its features and those of both."""
+
+    def __init__(self, channels: int, layers: int) -> None:
+        super().__init__()
+        self.join = nn.Conv2d(2 * channels, channels, 1)
+        self.attend_own = CrossAttention(channels)
+        self.attend_joint = CrossAttention(channels)
+        convolutions: list[nn.Module] = []
+        for _ in range(layers):
+            convolutions += [nn.Conv2d(channels, channels, 3, padding=1), nn.LeakyReLU(0.2)]
+        self.residual = nn.Sequential(*convolutions)
+        self.out = nn.Conv2d(channels, 2, 3, padding=1)
+
+    def forward(self, own: Tensor, other: Tensor) -> Tensor:
+        joint = self.join(torch.cat([own, other], dim=1))
+        x = self.attend_own(own, joint) + self.attend_joint(joint, own)
+        x = x + self.residual(x)
+        return torch.tanh(self.out(x).float())
+
+
+class UpBlock(nn.Module):
+    """Twice the resolution, fewer channels; one for both images."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, out_channels, 1),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            nn.InstanceNorm2d(out_channels, affine=True),
+            nn.LeakyReLU(0.2),
+        )
+
+    def forward(self, x: Tensor, shape: tuple[int, int]) -> Tensor:
+        raised: Tensor = self.body(resize(x, shape))
+        return raised
+
+
+class AttentionAlignment(nn.Module):
+    """Stage 3 of the paper preset: steps of at most one voxel per scale, added up, in both directions.
+
+    As published, the total field is the sum of A's steps minus the sum of B's; only its coordinates are put right.
+    """
+
+    def __init__(self, cfg: AlignmentCfg) -> None:
+        super().__init__()
+        self.cfg = cfg
+        widths = cfg.hidden[: len(cfg.steps)]
+        self.up = nn.ModuleList(UpBlock(c_in, c_out) for c_in, c_out in zip(widths, widths[1:], strict=False))
+        sides = {"both": ("moving", "fixed"), "forward": ("moving",), "reverse": ("fixed",)}[cfg.direction]
+        self.sides = nn.ModuleDict({s: nn.ModuleList(AttentionLayer(c, cfg.layers) for c in widths) for s in sides})
+
+    def forward(
+        self, fixed: Features, moving: Features, representation: Representation, shape: tuple[int, int]
+    ) -> Alignment:
+        features = dict(zip(("fixed", "moving"), representation.matched, strict=True))
+        zero = torch.zeros_like(representation.matched[0][:, :2], dtype=torch.float32)
+        totals = {"fixed": zero, "moving": zero}
+        steps: list[Step] = []
+        for index, name in enumerate(self.cfg.steps):
+            stride = STEP_STRIDES[name]
+            grid = ((shape[0] - 1) // stride + 1, (shape[1] - 1) // stride + 1)
+            if index:
+                features = {k: self.up[index - 1](v, grid) for k, v in features.items()}
+            totals = {k: resize_field(v, shape=grid) for k, v in totals.items()}
+            zero, before = torch.zeros_like(totals["moving"]), totals["moving"] - totals["fixed"]
+            found = {
+                own: layers[index](features[own], features["fixed" if own == "moving" else "moving"])
+                for own, layers in self.sides.items()
+            }
+            for own, step in found.items():
+                features[own] = warp(features[own].float(), step).to(features[own].dtype)
+                totals[own] = totals[own] + step
+            total = totals["moving"] - totals["fixed"]
+            steps.append(Step(name, zero, total, total - before, None, (zero, before)))
+        return finish(tuple(steps), shape, None)
+
+
+def build_alignment(cfg: AlignmentCfg, widths: dict[int, int]) -> MatchingAlignment | AttentionAlignment:
+    return AttentionAlignment(cfg) if cfg.kind == "attention" else MatchingAlignment(cfg, widths)

@@ -1,0 +1,197 @@
+"""The network: encoder -> MDF-FR -> BSFA -> MMFF, wired. Two presets of the same four stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bsafusion.deformation import resize_field, warp
+from bsafusion.models.alignment import Alignment, AlignmentCfg, build_alignment
+from bsafusion.models.encoder import STRIDE, EncoderCfg, Features, build_encoder
+from bsafusion.models.fusion import Fusion, FusionCfg
+from bsafusion.models.layers import resize
+from bsafusion.models.representation import ModalityRepresentation, Representation, RepresentationCfg
+
+
+@dataclass(frozen=True)
+class BSAFusionCfg:
+    """Options of the whole network; see each stage's own ``Cfg``.
+
+    Attributes:
+        working_side: longer side, pixels, at which images are encoded and aligned; the field is brought back to full
+            resolution and the fused image is drawn there.
+    """
+
+    preset: str = "default"
+    encoder: EncoderCfg = field(default_factory=EncoderCfg)
+    representation: RepresentationCfg = field(default_factory=RepresentationCfg)
+    alignment: AlignmentCfg = field(default_factory=AlignmentCfg)
+    fusion: FusionCfg = field(default_factory=FusionCfg)
+    working_side: int = 257
+
+    def __post_init__(self) -> None:
+        if self.encoder.widths[-1] != self.representation.dim:
+            raise ValueError(
+                f"the encoder makes tokens of {self.encoder.widths[-1]} channels, "
+                f"MDF-FR expects {self.representation.dim}: set them equal"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, options: dict[str, Any]) -> BSAFusionCfg:
+        """The inverse of :meth:`to_dict`; lists (as JSON gives them) become tuples again."""
+
+        def build(kind: Callable[..., Any], values: dict[str, Any]) -> Any:
+            return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+        stages = {"encoder": EncoderCfg, "representation": RepresentationCfg, "alignment": AlignmentCfg}
+        built = {name: build(kind, options[name]) for name, kind in {**stages, "fusion": FusionCfg}.items()}
+        return cls(**{**options, **built})
+
+
+def default() -> BSAFusionCfg:
+    """Ours: what a user gets."""
+    return BSAFusionCfg()
+
+
+def paper() -> BSAFusionCfg:
+    """The published network (arXiv 2412.08050) with its coordinates put right; the baseline."""
+    return BSAFusionCfg(
+        preset="paper",
+        encoder=EncoderCfg(kind="restormer", shallow=8, widths=(256,)),
+        representation=RepresentationCfg(dim=256, mlp_dim=256, transfer_per_modality=True, position_grid=17),
+        alignment=AlignmentCfg(
+            kind="attention", steps=("1/16", "1/8", "1/4", "1/2", "1/1"), layers=2, hidden=(256, 64, 32, 16, 8)
+        ),
+        fusion=FusionCfg(kind="restormer", widths=(64, 32, 16, 12), inner=(104, 48, 24, 16)),
+    )
+
+
+PRESETS: dict[str, Callable[[], BSAFusionCfg]] = {"default": default, "paper": paper}
+
+
+class Matched(NamedTuple):
+    """What stages 1 to 3 hand to fusion; ``alignment`` on the encoder's grid, shallow features at full resolution."""
+
+    fixed: Features
+    moving: Features
+    representation: Representation
+    alignment: Alignment
+
+
+class Output(NamedTuple):
+    """``fused`` and ``aligned``: ``B 1 H W`` in [0, 1] on the fixed grid; ``alignment`` at full resolution too, except
+    its ``steps``, which stay on the grids of the encoder."""
+
+    fused: Tensor
+    aligned: Tensor
+    alignment: Alignment
+    representation: Representation
+
+
+def working_shape(shape: tuple[int, int], side: int) -> tuple[int, int]:
+    """The size at which an image is encoded: its own where the longer side is near ``side``, else resized to it."""
+    longer = max(shape)
+    if 0.75 * side <= longer <= side:
+        return shape
+    height, width = (max(STRIDE + 1, round((n - 1) * (side - 1) / (longer - 1)) + 1) for n in shape)
+    return height, width
+
+
+class BSAFusion(nn.Module):
+    """``(fixed, moving) -> Output``; see :class:`BSAFusionCfg` for what can be switched off."""
+
+    def __init__(self, cfg: BSAFusionCfg | None = None) -> None:
+        super().__init__()
+        self.cfg = cfg or default()
+        strides = (STRIDE,) if self.cfg.encoder.kind == "restormer" else (2, 4, 8, 16)
+        widths = dict(zip(strides, self.cfg.encoder.widths, strict=True))
+        self.encoder = build_encoder(self.cfg.encoder)
+        self.representation = ModalityRepresentation(self.cfg.representation)
+        self.alignment = build_alignment(self.cfg.alignment, widths)
+        self.fusion = Fusion(
+            self.cfg.fusion, tokens=self.cfg.representation.dim, widths=widths, shallow=self.cfg.encoder.shallow
+        )
+
+    def to_working(self, image: Tensor) -> Tensor:
+        """``B 1 H W`` -> ``B 1 h w`` at working size, its border repeated to ``16 n + 1`` voxels a side."""
+        shape = working_shape((image.shape[-2], image.shape[-1]), self.cfg.working_side)
+        if shape != tuple(image.shape[-2:]):
+            smooth = shape[0] < image.shape[-2] or shape[1] < image.shape[-1]
+            image = F.interpolate(image, size=shape, mode="bilinear", align_corners=True, antialias=smooth)
+        pad = [-(n - 1) % STRIDE for n in shape]
+        return F.pad(image, (0, pad[1], 0, pad[0]), mode="replicate") if any(pad) else image
+
+    def encode(self, images: Tensor) -> Features:
+        """Stage 1 at working size, its shallow features at full resolution."""
+        features: Features = self.encoder(self.to_working(images))
+        shape = (images.shape[-2], images.shape[-1])
+        if working_shape(shape, self.cfg.working_side) == shape:
+            return features._replace(shallow=self._crop(features.shallow, shape))
+        return features._replace(shallow=self.encoder.see(images))
+
+    def _crop(self, x: Tensor, shape: tuple[int, int]) -> Tensor:
+        height, width = working_shape(shape, self.cfg.working_side)
+        return x[..., :height, :width]
+
+    def _to_full(self, alignment: Alignment, shape: tuple[int, int]) -> Alignment:
+        height, _ = working_shape(shape, self.cfg.working_side)
+        error = alignment.expected_error
+        if error is not None:
+            error = resize(self._crop(error, shape), shape) * (shape[0] - 1) / (height - 1)
+        return alignment._replace(
+            displacement=resize_field(self._crop(alignment.displacement, shape), shape=shape),
+            inverse=resize_field(self._crop(alignment.inverse, shape), shape=shape),
+            expected_error=error,
+        )
+
+    def match(self, fixed: Tensor, moving: Tensor) -> Matched:
+        """Stages 1 to 3 for two images ``B 1 H W``."""
+        if fixed.shape != moving.shape or fixed.dim() != 4 or fixed.shape[1] != 1:
+            raise ValueError(
+                f"fixed {tuple(fixed.shape)} and moving {tuple(moving.shape)}: expected both as B 1 H W of the same "
+                "size; bring the moving image to the fixed grid first (preprocessing.match_grids)"
+            )
+        count = len(fixed)
+        both = self.encode(torch.cat([fixed, moving]))
+        features_fixed = Features(both.shallow[:count], {s: f[:count] for s, f in both.pyramid.items()})
+        features_moving = Features(both.shallow[count:], {s: f[count:] for s, f in both.pyramid.items()})
+        representation = self.representation(features_fixed.tokens, features_moving.tokens)
+        height, width = features_fixed.tokens.shape[-2:]
+        grid = (STRIDE * (height - 1) + 1, STRIDE * (width - 1) + 1)
+        alignment = self.alignment(features_fixed, features_moving, representation, grid)
+        return Matched(features_fixed, features_moving, representation, alignment)
+
+    def fuse(self, fixed: Tensor, moving: Tensor, matched: Matched, displacement: Tensor) -> tuple[Tensor, Tensor]:
+        """Stage 4: the fused and the aligned image, ``B 1 H W``, under a field on the encoder's grid."""
+        shape = (fixed.shape[-2], fixed.shape[-1])
+        features, plain = (matched.fixed, matched.moving), matched.representation.plain
+        running = self.fusion.climb(features[0].pyramid, features[1].pyramid, plain, displacement)
+        running = resize(self._crop(resize(running, (displacement.shape[-2], displacement.shape[-1])), shape), shape)
+        full = resize_field(self._crop(displacement, shape), shape=shape)
+        aligned = warp(moving, full)
+        shallow_moving = warp(features[1].shallow.float(), full).to(features[1].shallow.dtype)
+        return self.fusion.draw(fixed, aligned, (features[0].shallow, shallow_moving), running), aligned
+
+    def forward(self, fixed: Tensor, moving: Tensor) -> Output:
+        """Align ``moving`` to ``fixed`` and fuse both.
+
+        Args:
+            fixed, moving: ``B 1 H W`` float32 in [0, 1], on one grid, at least 32 pixels a side.
+        """
+        matched = self.match(fixed, moving)
+        fused, aligned = self.fuse(fixed, moving, matched, matched.alignment.displacement)
+        alignment = self._to_full(matched.alignment, (fixed.shape[-2], fixed.shape[-1]))
+        return Output(fused, aligned, alignment, matched.representation)
+
+    @torch.inference_mode()
+    def predict(self, fixed: Tensor, moving: Tensor) -> Output:
+        """:meth:`forward` for inference."""
+        return self.eval()(fixed, moving)  # type: ignore[no-any-return]

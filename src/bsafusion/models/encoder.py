@@ -1,0 +1,103 @@
+"""Stage 1, the shared feature encoder: the same weights look at the fixed and at the moving image.
+
+Every grid in the network has ``16 n + 1`` voxels a side and every reduction keeps corner centres on corner centres,
+so that voxel ``i`` of the grid with stride ``s`` *is* pixel ``s i`` of the image: 257 -> 129 -> 65 -> 33 -> 17.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bsafusion.models.layers import ResidualBlock, RestormerBlock, conv_norm_act
+
+STRIDE = 16  # of the coarsest grid, where the tokens live
+
+
+class Features(NamedTuple):
+    """What the encoder says of one image.
+
+    Attributes:
+        shallow: ``B C H W`` at full resolution, straight to fusion.
+        pyramid: strides, fine to coarse, to ``B C h w``; the last one (stride 16) holds the tokens.
+    """
+
+    shallow: Tensor
+    pyramid: dict[int, Tensor]
+
+    @property
+    def tokens(self) -> Tensor:
+        return self.pyramid[STRIDE]
+
+
+@dataclass(frozen=True)
+class EncoderCfg:
+    """``restormer``: the published encoder, tokens cut from the image at once; ``pyramid``: ours, strides 2 to 16."""
+
+    kind: Literal["restormer", "pyramid"] = "pyramid"
+    shallow: int = 12
+    widths: tuple[int, ...] = (24, 48, 64, 96)
+
+    def __post_init__(self) -> None:
+        expected = 1 if self.kind == "restormer" else 4
+        if len(self.widths) != expected or any(w % 8 for w in self.widths):
+            raise ValueError(f"widths {self.widths}: a {self.kind} encoder takes {expected}, each a multiple of 8")
+
+
+class RestormerEncoder(nn.Module):
+    """Two Restormer blocks at full resolution (1 -> 8 -> 3 channels), then overlapping patches become tokens.
+
+    Patches are 17 px wide every 16 px, so that their centres fall on the grid of stride 16.
+    """
+
+    def __init__(self, cfg: EncoderCfg) -> None:
+        super().__init__()
+        self.widen = nn.Conv2d(1, cfg.shallow, 3, padding=1)
+        self.first = RestormerBlock(cfg.shallow)
+        self.second = RestormerBlock(cfg.shallow, 3)
+        self.to_tokens = nn.Conv2d(3, cfg.widths[0], STRIDE + 1, stride=STRIDE, padding=STRIDE // 2)
+
+    def see(self, image: Tensor) -> Tensor:
+        """The shallow features alone."""
+        shallow: Tensor = self.first(self.widen(image))
+        return shallow
+
+    def forward(self, image: Tensor) -> Features:
+        shallow = self.see(image)
+        return Features(shallow, {STRIDE: self.to_tokens(self.second(shallow))})
+
+
+class PyramidEncoder(nn.Module):
+    """Group-normalised convolutions at strides 2, 4, 8 and 16, residual blocks below stride 2."""
+
+    def __init__(self, cfg: EncoderCfg) -> None:
+        super().__init__()
+        self.shallow = nn.Conv2d(1, cfg.shallow, 3, padding=1)
+        channels = (1, *cfg.widths)
+        self.levels = nn.ModuleList(
+            nn.Sequential(conv_norm_act(c_in, c_out, stride=2), ResidualBlock(c_out) if i else nn.Identity())
+            for i, (c_in, c_out) in enumerate(zip(channels, channels[1:], strict=False))
+        )
+
+    def see(self, image: Tensor) -> Tensor:
+        """The shallow features alone."""
+        return F.gelu(self.shallow(image))
+
+    def pyramid(self, image: Tensor) -> dict[int, Tensor]:
+        """The features at each stride."""
+        features: dict[int, Tensor] = {}
+        stride = 1
+        for level in self.levels:
+            image, stride = level(image), stride * 2
+            features[stride] = image
+        return features
+
+    def forward(self, image: Tensor) -> Features:
+        return Features(self.see(image), self.pyramid(image))
+
+
+def build_encoder(cfg: EncoderCfg) -> RestormerEncoder | PyramidEncoder:
+    return RestormerEncoder(cfg) if cfg.kind == "restormer" else PyramidEncoder(cfg)

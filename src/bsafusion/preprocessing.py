@@ -1,0 +1,390 @@
+"""From stored images to what the networks see, and back: intensities, colour, and the common grid.
+
+Everything here is an invertible record or a stated loss. The moving image is brought to the fixed grid by
+an affine map between the two *indices* (tensor order); :func:`total_field` joins it with the network's
+displacement to one field that carries any other image of the moving scan along.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+import scipy.ndimage
+import scipy.optimize
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bsafusion.deformation import DeformationField, identity_grid, sample
+from bsafusion.image import Geometry, Image, ImageError
+
+Values = TypeVar("Values", NDArray[np.float32], Tensor)
+IntensityMethod = Literal["auto", "minmax", "percentile"]
+MatchMethod = Literal["same grid", "physical", "physical spacing, centred", "centred and scaled"]
+
+PERCENTILES = (0.1, 99.9)
+SMALLEST_OVERLAP = 0.25
+
+# BT.601, full range (as in JFIF): luma = kr R + kg G + kb B, chroma = scaled B - luma and R - luma.
+_KR, _KG, _KB = 0.299, 0.587, 0.114
+_CHROMA_FROM_RGB = np.array(
+    [
+        [-_KR / (2 * (1 - _KB)), -_KG / (2 * (1 - _KB)), 0.5],
+        [0.5, -_KG / (2 * (1 - _KR)), -_KB / (2 * (1 - _KR))],
+    ]
+)
+_YCC_FROM_RGB = np.vstack([[_KR, _KG, _KB], _CHROMA_FROM_RGB])
+_RGB_FROM_YCC = np.linalg.inv(_YCC_FROM_RGB)
+
+# What a picture is taken to show when nothing else is known: the display convention of radiology.
+# Columns of the direction matrix: where x (rightwards) and y (downwards) point in the plane's own two axes.
+_DISPLAY_DIRECTION = {
+    "axial": np.diag([1.0, 1.0]),
+    "coronal": np.diag([1.0, -1.0]),
+    "sagittal": np.diag([1.0, -1.0]),
+}
+
+
+# --- intensities ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class IntensityScaling:
+    """``unit = (value - low) / (high - low)``: stored values to about [0, 1] and back, without clipping.
+
+    Raises:
+        ValueError: ``low`` and ``high`` are not finite or not in order.
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.high > self.low):
+            raise ValueError(f"intensities from {self.low} to {self.high}; expected finite low < high")
+
+    def to_unit(self, array: Values) -> Values:
+        """Stored values, any shape, to unit values."""
+        return (array - self.low) / (self.high - self.low)
+
+    def from_unit(self, array: Values) -> Values:
+        """Unit values, any shape, to stored values."""
+        return array * (self.high - self.low) + self.low
+
+
+def fit_intensity(image: Image, *, method: IntensityMethod = "auto") -> IntensityScaling:
+    """The scaling that puts an image's content into [0, 1]; one for all channels, so hues are kept.
+
+    ``minmax`` takes the extremes. ``percentile`` takes the 0.1 and 99.9 percentiles of the values above the
+    minimum: the background, or what a scanner writes outside its field of view (-2000 in some CT), is a
+    large part of a slice and must not set the lower end. ``auto``: minmax for 8- and 16-bit pictures,
+    percentile for physical or floating-point data, where single voxels can be far off.
+    """
+    array = image.array
+    low, high = float(array.min()), float(array.max())
+    picture = not image.geometry.physical and image.dtype in ("uint8", "uint16")
+    if method == "minmax" or (method == "auto" and picture):
+        return IntensityScaling(low, high)
+    inner_low, inner_high = (float(value) for value in np.percentile(array[array > low], PERCENTILES))
+    # A mask has one value above its minimum and no percentiles to speak of.
+    return IntensityScaling(inner_low, inner_high) if inner_high > inner_low else IntensityScaling(low, high)
+
+
+# --- colour ---------------------------------------------------------------------
+
+
+def _apply_matrix(matrix: NDArray[np.float64], channels: Tensor) -> Tensor:
+    weights = torch.as_tensor(matrix, dtype=channels.dtype, device=channels.device)
+    return torch.einsum("ij,j...->i...", weights, channels)
+
+
+def split_colour(rgb: Tensor) -> tuple[Tensor, Tensor]:
+    """RGB ``3 *S`` in [0, 1] to luma ``1 *S`` in [0, 1] and chroma ``2 *S`` (Cb, Cr) in [-0.5, 0.5].
+
+    ITU-R BT.601 weights, full range. :func:`join_colour` is the exact inverse.
+    """
+    if rgb.dim() < 1 or rgb.shape[0] != 3:
+        raise ValueError(f"colour of shape {tuple(rgb.shape)}; expected 3 channels first; grey has no chroma")
+    channels = _apply_matrix(_YCC_FROM_RGB, rgb)
+    return channels[:1], channels[1:]
+
+
+def join_colour(luma: Tensor, chroma: Tensor) -> Tensor:
+    """Luma ``1 *S`` and chroma ``2 *S`` back to RGB ``3 *S``."""
+    return _apply_matrix(_RGB_FROM_YCC, torch.cat([luma, chroma]))
+
+
+def recolour(luma: Tensor, chroma: Tensor) -> Tensor:
+    """Put another luminance under a colour: RGB ``3 *S`` in [0, 1] with exactly this luma and exactly this
+    hue.
+
+    The hue is the angle in the chroma plane. Where luma and chroma together leave the RGB cube, the chroma
+    vector is shortened by the largest factor ``k <= 1`` that stays inside: R, G, B are ``luma + k v`` with
+    ``v`` the RGB of the chroma alone, so ``k = min over R, G, B of (1 - luma) / v`` where ``v > 0`` and
+    ``luma / -v`` where ``v < 0``.
+
+    Args:
+        luma: ``1 *S``; clamped to [0, 1].
+        chroma: ``2 *S``.
+    """
+    luma = luma.clamp(0.0, 1.0)
+    offset = _apply_matrix(_RGB_FROM_YCC[:, 1:], chroma)
+    # Never quite zero, so that no colour on black is 0 / 0.
+    room = torch.where(offset > 0, 1.0 - luma, luma).clamp_min(1e-12)
+    factor = (room / torch.maximum(offset.abs(), room)).amin(0, keepdim=True)
+    return (luma + factor * offset).clamp(0.0, 1.0)
+
+
+# --- the common grid ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class GridMatch:
+    """How the moving grid was laid onto the fixed one before any network.
+
+    Attributes:
+        affine: ``(D, D+1)`` from fixed index to moving index, both tensor order: ``moving = affine @
+        [fixed, 1]``. method: how it was found. note: one sentence for the report.
+    """
+
+    affine: NDArray[np.float64]
+    method: MatchMethod
+    note: str
+
+    def __post_init__(self) -> None:
+        affine = np.array(self.affine, dtype=np.float64)
+        if affine.ndim != 2 or affine.shape not in ((2, 3), (3, 4)) or not np.isfinite(affine).all():
+            raise ValueError(f"affine of shape {affine.shape}; expected finite numbers, (2, 3) or (3, 4)")
+        if abs(np.linalg.det(affine[:, :-1])) < 1e-12:
+            raise ValueError("the affine map is singular; expected one that can be inverted")
+        affine.flags.writeable = False
+        object.__setattr__(self, "affine", affine)
+
+    def homogeneous(self) -> NDArray[np.float64]:
+        """The map as a ``(D+1, D+1)`` matrix."""
+        return np.vstack([self.affine, [0.0] * (self.affine.shape[1] - 1) + [1.0]])
+
+
+def match_grids(fixed: Geometry, moving: Geometry) -> GridMatch:
+    """Lay the moving grid onto the fixed one as well as the files' geometry allows.
+
+    In this order: the *same grid*; the same *physical* place, if both files state it and the frames overlap
+    by at least a quarter of the smaller one; the same *physical spacing, centred*; and, with a picture
+    among them, *centred and scaled*: one isotropic scale that makes the moving frame as large as fits into
+    the fixed one. When an orientation is not known, the image is taken to be shown as radiology does
+    (axial: left is right, front is up).
+
+    Raises:
+        ImageError: the images show different planes or have different numbers of axes.
+    """
+    if len(fixed.shape) != len(moving.shape):
+        raise ImageError(
+            f"fixed image is {len(fixed.shape)}-D, moving image {len(moving.shape)}-D; expected the same; "
+            "take a slice of the volume"
+        )
+    if fixed.plane and moving.plane and fixed.plane != moving.plane:
+        raise ImageError(
+            f"fixed slice is {fixed.plane}, moving slice {moving.plane}; expected one plane; reformat one"
+        )
+    if _same_grid(fixed, moving):
+        identity = np.eye(len(fixed.shape) + 1)[:-1]
+        return GridMatch(identity, "same grid", "Both images lie on the same grid; nothing was resampled.")
+    reason = "the position of at least one image is not known"
+    if fixed.positioned and moving.positioned:
+        overlap = _overlap(fixed, moving)
+        if overlap >= SMALLEST_OVERLAP:
+            affine = (np.linalg.inv(moving.matrix()) @ fixed.matrix())[:-1]
+            note = f"Placed by the positions in both files; {overlap:.0%} of the smaller frame is shared."
+            return GridMatch(affine, "physical", note)
+        reason = f"by their positions the frames overlap by only {overlap:.0%}"
+    if fixed.physical and moving.physical:
+        note = f"Centred on each other at true mm, because {reason}."
+        return GridMatch(_centred(fixed, moving, scale=1.0), "physical spacing, centred", note)
+    scale = _fitting_scale(fixed, moving)
+    note = f"Centred on each other and scaled by {scale:.3g}, because a picture has no millimetres."
+    return GridMatch(_centred(fixed, moving, scale=scale), "centred and scaled", note)
+
+
+def _same_grid(fixed: Geometry, moving: Geometry) -> bool:
+    return (
+        fixed.shape == moving.shape
+        and (fixed.physical, fixed.positioned) == (moving.physical, moving.positioned)
+        and np.allclose(fixed.matrix(), moving.matrix(), rtol=1e-5, atol=1e-4)
+    )
+
+
+def _overlap(fixed: Geometry, moving: Geometry) -> float:
+    """The share of the smaller frame that lies inside the other, on a raster of sample points."""
+    small, large = sorted((fixed, moving), key=lambda grid: math.prod(grid.shape) * math.prod(grid.spacing))
+    axes = [np.linspace(-0.5, size - 0.5, 17) for size in small.shape]
+    index = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    inside = _inside(large.physical_to_index(small.index_to_physical(index)), large.shape)
+    return float(inside.mean())
+
+
+def _inside(index: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Whether indices ``(..., D)`` lie in the frame: up to half a voxel beyond the outer voxel centres."""
+    # The tolerance keeps float32 rounding from cutting the border off.
+    reach = 0.5 + 1e-3
+    inside = (index >= -reach) & (index <= np.asarray(shape) - 1 + reach)
+    return np.asarray(inside.all(axis=-1))
+
+
+def _directions(fixed: Geometry, moving: Geometry) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Comparable direction matrices of both grids, also when only one orientation is known."""
+    known = [np.asarray(grid.direction, dtype=np.float64) for grid in (fixed, moving)]
+    if fixed.positioned == moving.positioned:
+        return known[0], known[1]
+    if len(fixed.shape) == 3:
+        return np.eye(3), np.eye(3)
+    display = _DISPLAY_DIRECTION[fixed.plane or moving.plane or "axial"]
+    # A small angulation of the positioned image says nothing about how the other one was cut.
+    nearest = [_nearest_axes(matrix) for matrix in known]
+    return (nearest[0], display) if fixed.positioned else (display, nearest[1])
+
+
+def _nearest_axes(direction: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The nearest direction matrix along the axes: flips and transposes without rotation."""
+    rows, columns = scipy.optimize.linear_sum_assignment(-np.abs(direction))
+    nearest = np.zeros_like(direction)
+    nearest[rows, columns] = np.sign(direction[rows, columns])
+    return nearest
+
+
+def _fitting_scale(fixed: Geometry, moving: Geometry) -> float:
+    """Fixed units per moving unit at which the moving frame just fits into the fixed one."""
+    fixed_direction, moving_direction = _directions(fixed, moving)
+    turn = _nearest_axes(fixed_direction.T @ moving_direction)
+    fixed_extent = np.asarray(fixed.shape[::-1]) * np.asarray(fixed.spacing)
+    moving_extent = np.abs(turn) @ (np.asarray(moving.shape[::-1]) * np.asarray(moving.spacing))
+    return float((fixed_extent / moving_extent).min())
+
+
+def _centred(fixed: Geometry, moving: Geometry, *, scale: float) -> NDArray[np.float64]:
+    """Affine from fixed to moving index that joins the centres; ``scale`` is fixed units per moving unit."""
+    fixed_direction, moving_direction = _directions(fixed, moving)
+    to_world = fixed_direction * np.asarray(fixed.spacing)
+    to_moving = np.linalg.inv(moving_direction * np.asarray(moving.spacing))
+    linear = (to_moving @ to_world / scale)[::-1, ::-1]
+    fixed_centre = (np.asarray(fixed.shape) - 1) / 2
+    moving_centre = (np.asarray(moving.shape) - 1) / 2
+    return np.column_stack([linear, moving_centre - linear @ fixed_centre])
+
+
+def resample_to_grid(
+    array: NDArray[np.float32], match: GridMatch, shape: tuple[int, ...], *, order: Literal[0, 1] = 1
+) -> NDArray[np.float32]:
+    """The moving image on the fixed grid.
+
+    Linear interpolation (``order=1``) follows a Gaussian against aliasing where voxels grow; ``order=0``
+    takes the nearest voxel. Outside the moving frame (half a voxel beyond its outer voxel centres) the
+    result is the image's minimum, the background: the border is not smeared outwards.
+
+    Args:
+        array: ``C *S_m``.
+        match: from :func:`match_grids`.
+        shape: ``*S`` of the fixed grid.
+
+    Returns:
+        ``C *S`` float32.
+    """
+    if array.shape[1:] == shape and np.array_equal(match.homogeneous(), np.eye(len(shape) + 1)):
+        return np.array(array, dtype=np.float32)
+    return _sample_points(array, _map_points(match.homogeneous(), _grid(shape)), nearest=order == 0)
+
+
+def _grid(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Voxel coordinates ``D *S``."""
+    return identity_grid(shape, torch.empty(0, dtype=torch.float64)).numpy()
+
+
+def _map_points(matrix: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A homogeneous matrix applied to points ``D *S``."""
+    n = len(matrix) - 1
+    offset = matrix[:n, n].reshape(-1, *[1] * n)
+    mapped: NDArray[np.float64] = np.tensordot(matrix[:n, :n], points, axes=1) + offset
+    return mapped
+
+
+def _sample_points(
+    array: NDArray[np.float32], points: NDArray[np.float64], *, nearest: bool
+) -> NDArray[np.float32]:
+    """``C *S_m`` at points ``D *S`` (indices of ``array``); the minimum of the array outside its frame."""
+    source = np.array(array, dtype=np.float32)
+    background = source.min()
+    if not nearest:
+        source = scipy.ndimage.gaussian_filter(source, [0.0, *_antialias_sigmas(points)], mode="nearest")
+    values = sample(
+        torch.from_numpy(source)[None],
+        torch.from_numpy(points.astype(np.float32))[None],
+        mode="nearest" if nearest else "bilinear",
+    )[0].numpy()
+    inside = _inside(np.moveaxis(points, 0, -1), source.shape[1:])
+    return np.where(inside, values, background).astype(np.float32)
+
+
+def _antialias_sigmas(points: NDArray[np.float64]) -> list[float]:
+    """Per source axis, ``0.5 sqrt(scale^2 - 1)`` with scale the typical step in source voxels, 0 below 1.
+
+    A voxel seen as a Gaussian of sigma 0.5 then grows to 0.5 scale.
+    """
+    sigmas = []
+    for component in points:
+        steps = np.stack(np.gradient(component))
+        scale = float(np.median(np.sqrt((steps**2).sum(axis=0))))
+        sigmas.append(0.5 * math.sqrt(max(scale**2 - 1.0, 0.0)))
+    return sigmas
+
+
+# --- carrying images along ---------------------------------------------------------------------
+
+
+def total_field(
+    displacement: Tensor, match: GridMatch, fixed: Geometry, moving: Geometry
+) -> DeformationField:
+    """The whole way from fixed to moving physical points as one field.
+
+    ``T(p) = p + d(p)`` with ``T = (moving matrix) o affine o (id + u) o (fixed matrix)^-1``; the result
+    holds ``d`` in voxels of the fixed grid. For a ``physical`` match that is ``u`` itself.
+
+    Args:
+        displacement: ``u``, ``D *S``, voxels of the fixed grid.
+        match: how the moving image was brought to the fixed grid.
+        fixed: geometry of the fixed grid.
+        moving: geometry of the moving image as it was read.
+    """
+    grid = _grid(fixed.shape)
+    there = grid + displacement.detach().cpu().double().numpy()
+    matrix = np.linalg.inv(fixed.matrix()) @ moving.matrix() @ match.homogeneous()
+    total = (_map_points(matrix, there) - grid).astype(np.float32)
+    return DeformationField(torch.from_numpy(total), fixed)
+
+
+def apply_field(field: DeformationField, image: Image, *, nearest: bool = False) -> NDArray[np.float32]:
+    """Carry an image of the moving scan to the fixed grid, ``C *S`` float32.
+
+    The image is sampled on its own grid at ``T(p)`` for each fixed voxel, so it may have another resolution
+    than the moving image the field was made with. Outside its frame the result is its minimum.
+
+    Args:
+        field: from :func:`total_field` or read from a file.
+        image: in the physical space of the moving image.
+        nearest: for label maps.
+
+    Raises:
+        ImageError: field and image have different numbers of axes, or show different planes.
+    """
+    if len(image.geometry.shape) != len(field.geometry.shape):
+        raise ImageError(
+            f"a {len(field.geometry.shape)}-D field and a {len(image.geometry.shape)}-D image; expected "
+            "the same; take a slice of the volume"
+        )
+    planes = (field.geometry.plane, image.geometry.plane)
+    if all(planes) and planes[0] != planes[1]:
+        raise ImageError(f"the field is {planes[0]}, the image {planes[1]}; expected one plane")
+    there = _grid(field.geometry.shape) + field.displacement.double().numpy()
+    matrix = np.linalg.inv(image.geometry.matrix()) @ field.geometry.matrix()
+    return _sample_points(image.array, _map_points(matrix, there), nearest=nearest)

@@ -1,0 +1,448 @@
+"""Training: one loop, the same on CPU, CUDA and MPS, in one process or under ``torchrun``.
+
+Everything random in step ``k`` is drawn from a generator seeded by (seed, k, rank), so a run that is resumed from a
+checkpoint goes on byte for byte as if it had never stopped. Checkpoints are safetensors: weights, optimizer moments
+and, in the header, the step and what else the loop remembers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bsafusion import datasets, losses, weights
+from bsafusion.datasets import MISALIGNMENTS, TASKS, Batch, Mix, PairSet
+from bsafusion.deformation import warp
+from bsafusion.io import write_image, write_whole
+from bsafusion.losses import LossWeights
+from bsafusion.metrics import endpoint_error, summarise
+from bsafusion.models.bsafusion import PRESETS, BSAFusion, BSAFusionCfg, working_shape
+
+Parts = Literal["all", "alignment", "fusion"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class TrainingCfg:
+    """Options of a run.
+
+    Attributes:
+        parts: what is trained: ``alignment`` (encoder, MDF-FR, BSFA), ``fusion`` (MMFF, the rest frozen) or ``all``.
+        steps: optimizer steps; ``batch`` pairs each, over all processes.
+        lr: peak learning rate, reached after ``warmup`` steps and brought down to ``lr / 100`` along a cosine.
+        precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere.
+        validate_every, checkpoint_every, log_every: in steps.
+        suites: misalignments validated on.
+        aligned_share: share of fusion steps that see the truth instead of the network's own alignment.
+    """
+
+    parts: Parts = "all"
+    steps: int = 20_000
+    batch: int = 8
+    lr: float = 2e-3
+    warmup: int = 200
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    seed: int = 0
+    side: int = 256
+    precision: Precision = "auto"
+    validate_every: int = 1000
+    checkpoint_every: int = 500
+    log_every: int = 50
+    suites: tuple[str, ...] = ("paper", "rigid", "large")
+    aligned_share: float = 0.5
+    mix: Mix = field(default_factory=Mix)
+    weights: LossWeights = field(default_factory=lambda: LossWeights(match=0.5, error=0.1))
+
+    def __post_init__(self) -> None:
+        if self.parts not in get_args(Parts) or self.precision not in get_args(Precision):
+            raise ValueError(
+                f"parts {self.parts!r}, precision {self.precision!r}: expected one of "
+                f"{', '.join(get_args(Parts))} and one of {', '.join(get_args(Precision))}"
+            )
+        if self.steps < 1 or self.batch < 1:
+            raise ValueError(f"steps {self.steps}, batch {self.batch}: expected at least 1 of each")
+        unknown = set(self.suites) - set(MISALIGNMENTS)
+        if unknown:
+            raise ValueError(f"unknown suites {sorted(unknown)}; expected some of {', '.join(MISALIGNMENTS)}")
+
+
+def learning_rate(step: int, cfg: TrainingCfg) -> float:
+    """Linear warm-up, then a cosine from ``lr`` to ``lr / 100``."""
+    if step < cfg.warmup:
+        return cfg.lr * (step + 1) / cfg.warmup
+    part = (step - cfg.warmup) / max(cfg.steps - cfg.warmup, 1)
+    return cfg.lr * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * part))))
+
+
+def step_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:
+    """The generator of one step of one process."""
+    mixed = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device=device).manual_seed(int(mixed) % 2**63)
+
+
+# --- processes ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def processes(device: torch.device) -> Iterator[tuple[int, int]]:
+    """Rank and number of processes; joins the group that ``torchrun`` has set up, if it has."""
+    if "WORLD_SIZE" not in os.environ:
+        yield 0, 1
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield dist.get_rank(), dist.get_world_size()
+    finally:
+        dist.destroy_process_group()
+
+
+def average_gradients(parameters: list[torch.nn.Parameter], world: int) -> None:
+    """Mean of the gradients over all processes, in one exchange."""
+    if world == 1:
+        return
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    flat /= world
+    for p, g in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.grad = g.view_as(p)
+
+
+# --- one step -----------------------------------------------------------------------------------------------------
+
+
+class Objective:
+    """The named loss terms of a batch; remembers ``mu``, the balance of the two structural terms."""
+
+    def __init__(self, model: BSAFusion, cfg: TrainingCfg) -> None:
+        self.model, self.cfg, self.mu = model, cfg, 1.0
+        self.wanted = losses.active(cfg.weights)
+
+    def __call__(self, batch: Batch, *, truly_aligned: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Terms to be weighted and summed, and figures to be shown."""
+        cfg, model = self.cfg, self.model
+        device = batch.fixed.device
+        bfloat16 = cfg.precision == "bfloat16" or (cfg.precision == "auto" and device.type == "cuda")
+        fusing, aligning = cfg.parts != "alignment", cfg.parts != "fusion"
+        moving = batch.truth if truly_aligned else batch.moving
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            with contextlib.nullcontext() if aligning else torch.no_grad():
+                matched = model.match(batch.fixed, moving)
+            alignment = matched.alignment
+            if fusing:
+                field = alignment.displacement
+                if truly_aligned:
+                    field = torch.zeros_like(field)
+                fused, aligned = model.fuse(batch.fixed, moving, matched, field)
+        terms: dict[str, Tensor] = {}
+        figures: dict[str, float] = {}
+        if aligning:
+            known = torch.zeros_like(batch.known) if truly_aligned else batch.known
+            weight = batch.mask * 0.98 + 0.02  # outside the head the field follows, but hardly counts
+            terms["field"], error = losses.field_loss(alignment, known, weight)
+            figures["epe"] = float(error)
+            terms["smooth"] = losses.smooth_loss(alignment)
+            terms["ce1"], terms["ce2"] = losses.modality_losses(
+                matched.representation, batch.modality_fixed, batch.modality_moving
+            )
+            if "match" in self.wanted and any(s.match_logits is not None for s in alignment.steps):
+                terms["match"] = losses.match_loss(alignment, known, batch.mask)
+            if "error" in self.wanted:
+                terms["error"] = losses.error_loss(alignment, known, batch.mask)
+            if "consistency" in self.wanted:
+                height, width = moving.shape[-2:]
+                warped = warp(moving, alignment.displacement[..., :height, :width])
+                terms["consistency"] = losses.consistency_loss(warped, batch.truth)
+        if fusing:
+            shown = aligned.detach()
+            unlike_fixed = (1 - losses.ssim(fused, batch.fixed)).mean()
+            unlike_moving = (1 - losses.ssim(fused, shown)).mean()
+            terms["structure"] = unlike_fixed + self.mu * unlike_moving
+            ratio = float(unlike_moving.detach() / unlike_fixed.detach().clamp(min=1e-6))
+            self.mu = 0.999 * self.mu + 0.001 * min(max(ratio, 0.2), 5.0)
+            terms["gradient"] = losses.gradient_loss(fused, batch.fixed, shown)
+            terms["intensity"] = losses.intensity_loss(fused, batch.fixed, shown)
+        return {name: term for name, term in terms.items() if name in self.wanted}, figures
+
+
+# --- validation ---------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def validate(
+    model: BSAFusion, data: PairSet, suites: tuple[str, ...], *, device: torch.device, draws: int = 1, batch: int = 4
+) -> dict[str, float]:
+    """Mean endpoint error inside the head, pixels, per suite and task: keys ``SUITE/TASK`` and ``SUITE/TASK/before``."""
+    was_training = model.training
+    model.eval()
+    figures: dict[str, float] = {}
+    for suite in suites:
+        for task in TASKS:
+            indices = data.indices(task)
+            errors, before = [], []
+            for draw in range(draws):
+                for start in range(0, len(indices), batch):
+                    b = datasets.validation_batch(
+                        data, indices[start : start + batch], MISALIGNMENTS[suite], draw=draw, device=device
+                    )
+                    fields = model.predict(b.fixed, b.moving).alignment.displacement.float().cpu().numpy()
+                    known, mask = b.known.cpu().numpy(), b.mask.cpu().numpy() > 0.5
+                    for i in range(len(fields)):
+                        errors.append(summarise(endpoint_error(known[i], fields[i]), mask[i, 0]).mean)
+                        before.append(summarise(endpoint_error(known[i], 0 * fields[i]), mask[i, 0]).mean)
+            if indices:
+                figures[f"{suite}/{task}"] = float(np.mean(errors))
+                figures[f"{suite}/{task}/before"] = float(np.mean(before))
+    model.train(was_training)
+    return figures
+
+
+def alignment_score(figures: dict[str, float]) -> float:
+    """What is left of the misalignment, mean over suites and tasks; the smaller the better."""
+    shares = [value / figures[f"{key}/before"] for key, value in figures.items() if not key.endswith("/before")]
+    return float(np.mean(shares))
+
+
+@torch.inference_mode()
+def fusion_score(objective: Objective, data: PairSet, *, device: torch.device) -> float:
+    """The weighted fusion loss on the validation pairs under the paper's misalignment; the smaller the better."""
+    model, mu = objective.model, objective.mu
+    values = []
+    for start in range(0, len(data), 4):
+        indices = list(range(start, min(start + 4, len(data))))
+        b = datasets.validation_batch(data, indices, MISALIGNMENTS["paper"], draw=0, device=device)
+        out = model.predict(b.fixed, b.moving)
+        w = objective.cfg.weights
+        values.append(
+            w.structure * losses.structure_loss(out.fused, b.fixed, out.aligned)
+            + w.gradient * losses.gradient_loss(out.fused, b.fixed, out.aligned)
+            + w.intensity * losses.intensity_loss(out.fused, b.fixed, out.aligned)
+        )
+    objective.mu = mu
+    model.train()
+    return float(torch.stack(values).mean())
+
+
+@torch.inference_mode()
+def picture_grid(model: BSAFusion, data: PairSet, *, device: torch.device, rows: int = 2) -> Tensor:
+    """``rows`` pairs of each task as fixed, moving, aligned, fused side by side: ``H W`` in [0, 1]."""
+    was_training = model.training
+    lines = []
+    for task in TASKS:
+        indices = data.indices(task)
+        indices = indices[:: max(len(indices) // rows, 1)][:rows]
+        if indices:
+            b = datasets.validation_batch(data, indices, MISALIGNMENTS["rigid"], draw=0, device=device)
+            out = model.predict(b.fixed, b.moving)
+            panels = torch.cat([b.fixed, b.moving, out.aligned, out.fused], dim=3).float().cpu()
+            lines.append(panels.flatten(0, 2))
+    model.train(was_training)
+    return torch.cat(lines)
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimizer, memory: dict[str, Any]) -> None:
+    """Weights, moments and ``memory`` (JSON) in one safetensors file, written whole."""
+    tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v.detach().cpu().contiguous() for k, v in state.items()}
+    with write_whole(path) as aside:
+        save_file(tensors, aside, metadata={"memory": json.dumps(memory)})
+
+
+def load_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The inverse of :func:`save_checkpoint`; returns the memory."""
+    with safe_open(path, "pt") as file:
+        memory: dict[str, Any] = json.loads((file.metadata() or {})["memory"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return memory
+
+
+def start_from(model: BSAFusion, path: str) -> list[str]:
+    """Fill what fits from another weight file (a stage trained before, fewer steps); returns what stays as drawn."""
+    source, _ = weights.load(path)
+    mine, theirs = model.state_dict(), source.state_dict()
+    fitting = {k: v for k, v in theirs.items() if k in mine and mine[k].shape == v.shape}
+    model.load_state_dict({**mine, **fitting})
+    return sorted(set(mine) - set(fitting))
+
+
+# --- the loop -----------------------------------------------------------------------------------------------------
+
+Report = Callable[[int, dict[str, float]], None]
+
+
+def train(
+    pairs: Path,
+    out: Path,
+    *,
+    model_cfg: BSAFusionCfg | None = None,
+    cfg: TrainingCfg | None = None,
+    device: str = "cpu",
+    init: str | None = None,
+    on_step: Report | None = None,
+    until: int | None = None,
+) -> Path:
+    """Train on ``split == train`` of a pairs CSV, validate on ``val``, keep the best weights.
+
+    Args:
+        pairs: see ``datasets.read_pairs``.
+        out: folder of the run: ``checkpoint.safetensors`` (a run found there is resumed), ``best.safetensors`` with its
+            record, ``last.safetensors``, ``log.jsonl``, ``val_NNNNNN.png`` and tensorboard events.
+        init: weights to start from.
+        on_step: called after every step with the step's number and its figures.
+        until: stop (with a checkpoint) after this step; the schedule still runs to ``cfg.steps``.
+
+    Returns:
+        The path of the best weights, or of the last ones where there is no validation split.
+
+    Raises:
+        ValueError: the run found in ``out`` has other options.
+    """
+    cfg, model_cfg = cfg or TrainingCfg(), model_cfg or PRESETS["default"]()
+    if working_shape((cfg.side, cfg.side), model_cfg.working_side) != (cfg.side, cfg.side):
+        raise ValueError(f"side {cfg.side} is not near working_side {model_cfg.working_side}; train at the working size")
+    where = torch.device(device)
+    with processes(where) as (rank, world):
+        if cfg.batch % world:
+            raise ValueError(f"batch {cfg.batch} does not divide among {world} processes; choose a multiple")
+        torch.manual_seed(cfg.seed)
+        model = BSAFusion(model_cfg)
+        if init:
+            start_from(model, init)
+        model = model.to(where).train()
+        frozen = {"alignment": ("fusion.",), "fusion": ("encoder.levels.", "representation.", "alignment."), "all": ()}
+        for name, parameter in model.named_parameters():
+            if name.startswith((*frozen[cfg.parts], "representation.judge.")):
+                parameter.requires_grad_(False)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay)
+        objective = Objective(model, cfg)
+        everything = datasets.read_pairs(pairs)
+        data = PairSet([p for p in everything if p.split == "train"], side=cfg.side)
+        held_out = [p for p in everything if p.split == "val"]
+        val = PairSet(held_out, side=cfg.side) if held_out else None
+
+        checkpoint = out / "checkpoint.safetensors"
+        options = json.loads(json.dumps({"training": asdict(cfg), "model": model_cfg.to_dict(), "init": init}))
+        step, best = 0, float("inf")
+        if checkpoint.is_file():
+            memory = load_checkpoint(checkpoint, model, optimizer)
+            if memory["options"] != options:
+                changed = sorted(k for k in options["training"] if memory["options"]["training"].get(k) != options["training"][k])
+                raise ValueError(
+                    f"{out} holds a run with other options ({', '.join(changed) or 'model or init'} differ); "
+                    "choose another folder or the same options"
+                )
+            step, best, objective.mu = memory["step"], memory["best"], memory["mu"]
+        out.mkdir(parents=True, exist_ok=True)
+        board = _Board(out) if rank == 0 else None
+
+        def keep(name: str, figures: dict[str, float]) -> None:
+            weights.save(
+                out,
+                name,
+                model.state_dict(),
+                preset=model_cfg.preset,
+                config=model_cfg.to_dict(),
+                tasks=tuple(t for t in TASKS if data.indices(t)),
+                data=f"{len(data)} pairs of {pairs.name}",
+                steps=step,
+                figures=figures,
+            )
+
+        started, first = time.perf_counter(), step
+        while step < min(cfg.steps, until or cfg.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, cfg)
+            generator = step_generator(cfg.seed, step, rank, where)
+            batch = datasets.draw_batch(data, cfg.batch // world, cfg.mix, generator, device=where)
+            model.representation.refresh_judge()
+            truly = cfg.parts == "fusion" and step % 100 < 100 * cfg.aligned_share
+            terms, figures = objective(batch, truly_aligned=truly)
+            loss = losses.total_loss(terms, cfg.weights)
+            if not bool(torch.isfinite(loss)):
+                raise FloatingPointError(f"the loss is {float(loss)} at step {step}; resume with a smaller lr")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            average_gradients(parameters, world)
+            torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
+            optimizer.step()
+            step += 1
+            if rank == 0 and board is not None:
+                figures |= {name: float(term.detach()) for name, term in terms.items()}
+                figures |= {"loss": float(loss.detach()), "pairs_per_second": cfg.batch * (step - first) / (time.perf_counter() - started)}
+                if on_step:
+                    on_step(step, figures)
+                if step % cfg.log_every == 0:
+                    board.log("train", step, figures)
+                if val is not None and (step % cfg.validate_every == 0 or step == cfg.steps):
+                    measured, score = {}, 0.0
+                    if cfg.parts != "fusion":
+                        measured = validate(model, val, cfg.suites, device=where)
+                        score = alignment_score(measured)
+                    if cfg.parts != "alignment":
+                        measured["fusion_loss"] = fusion_score(objective, val, device=where)
+                        score = score + measured["fusion_loss"]
+                    board.log("val", step, measured)
+                    board.picture(step, picture_grid(model, val, device=where))
+                    if score < best:
+                        best = score
+                        keep("best", measured)
+                if step % cfg.checkpoint_every == 0 or step == min(cfg.steps, until or cfg.steps):
+                    memory = {"options": options, "step": step, "best": best, "mu": objective.mu}
+                    save_checkpoint(checkpoint, model, optimizer, memory)
+            if world > 1:
+                dist.barrier()  # the others wait while the first validates
+        if rank == 0:
+            keep("last", {})
+        return out / ("best.safetensors" if (out / "best.safetensors").is_file() else "last.safetensors")
+
+
+class _Board:
+    """Where figures go: a JSON line each, and tensorboard where it is installed."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.writer = None
+        else:
+            self.writer = SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def log(self, kind: str, step: int, figures: dict[str, float]) -> None:
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps({"kind": kind, "step": step, **{k: round(v, 5) for k, v in figures.items()}}) + "\n")
+        if self.writer is not None:
+            for name, value in figures.items():
+                self.writer.add_scalar(f"{kind}/{name}", value, step)  # type: ignore[no-untyped-call]
+            self.writer.flush()  # type: ignore[no-untyped-call]
+
+    def picture(self, step: int, grid: Tensor) -> None:
+        write_image(self.out / f"val_{step:06d}.png", grid.numpy()[None], value_range=(0, 1))
+        if self.writer is not None:
+            self.writer.add_image("val/fixed, moving, aligned, fused", grid[None], step)  # type: ignore[no-untyped-call]

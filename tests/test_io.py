@@ -1,0 +1,672 @@
+"""What other programs write is read right, what is written they read right, and the rest is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import shutil
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import PIL.Image
+import PIL.TiffImagePlugin
+import pydicom
+import pydicom.data
+import pydicom.uid
+import pytest
+import SimpleITK as sitk
+import torch
+
+from bsafusion.deformation import DeformationField, warp
+from bsafusion.image import Geometry, Image, ImageError, Modality
+from bsafusion.io import (
+    atomic_folder,
+    read_deformation,
+    read_image,
+    write_deformation,
+    write_image,
+    write_json,
+    write_whole,
+)
+
+DICOM_FILES = Path(pydicom.data.__file__).parent / "test_files"
+FLIPPED = Geometry((48, 60), (0.7, 1.3), (12.5, -40.0), ((1.0, 0.0), (0.0, -1.0)), plane="coronal")
+TURNED = Geometry((48, 60), (0.7, 1.3), (12.5, -40.0), ((0.8, 0.6), (0.6, -0.8)))
+PICTURE = Geometry.picture((48, 60))
+VOLUME = Geometry(
+    (20, 24, 28), (2.0, 1.5, 1.0), (5.0, -6.0, 7.0), ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0))
+)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def _grey(rng: np.random.Generator, dtype: str = "uint8") -> np.ndarray:
+    return rng.integers(0, np.iinfo(dtype).max, (48, 60), dtype=dtype, endpoint=True)
+
+
+def _rgb(rng: np.random.Generator, dtype: str = "uint8") -> np.ndarray:
+    return rng.integers(0, np.iinfo(dtype).max, (48, 60, 3), dtype=dtype, endpoint=True)
+
+
+# --- pictures
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_grey_pictures_keep_their_values(
+    tmp_path: Path, rng: np.random.Generator, suffix: str, dtype: str
+) -> None:
+    array = _grey(rng, dtype)
+    PIL.Image.fromarray(array).save(tmp_path / f"a{suffix}", dpi=(300, 300))
+    image = read_image(tmp_path / f"a{suffix}", modality=Modality.CT)
+    np.testing.assert_array_equal(image.array, array[None])
+    assert (image.dtype, image.modality, image.source) == (dtype, Modality.CT, f"a{suffix}")
+    assert image.geometry == PICTURE
+    assert image.sha256 is not None
+    assert len(image.sha256) == 64
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_colour_pictures_keep_their_values(
+    tmp_path: Path, rng: np.random.Generator, suffix: str, dtype: str
+) -> None:
+    array = _rgb(rng, dtype)
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=True), str(tmp_path / f"a{suffix}"))
+    image = read_image(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(image.array, np.moveaxis(array, -1, 0))
+    assert image.dtype == dtype
+
+
+def test_jpeg_float_tiff_and_the_real_format_behind_a_wrong_suffix(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    smooth = np.outer(np.linspace(0, 255, 48), np.linspace(0, 1, 60)).astype(np.uint8)
+    PIL.Image.fromarray(smooth).save(tmp_path / "a.png", format="JPEG", quality=95)
+    image = read_image(tmp_path / "a.png")
+    assert image.meta["format"] == "JPEG"
+    np.testing.assert_allclose(image.array[0], smooth, atol=4)
+    values = rng.normal(size=(48, 60)).astype(np.float32) * 1000
+    PIL.Image.fromarray(values).save(tmp_path / "f.tif")
+    image = read_image(tmp_path / "f.tif")
+    np.testing.assert_array_equal(image.array[0], values)
+    assert image.dtype == "float32"
+
+
+def test_palette_one_bit_alpha_and_grey_rgb(tmp_path: Path, rng: np.random.Generator) -> None:
+    indices = rng.integers(0, 3, (48, 60), dtype=np.uint8)
+    palette = PIL.Image.fromarray(indices).convert("P")
+    palette.putpalette([10, 20, 30, 200, 100, 0, 5, 5, 250])
+    palette.putdata(indices.ravel().tolist())
+    palette.save(tmp_path / "p.png")
+    colours = np.array([[10, 20, 30], [200, 100, 0], [5, 5, 250]])
+    np.testing.assert_array_equal(read_image(tmp_path / "p.png").array, np.moveaxis(colours[indices], -1, 0))
+
+    PIL.Image.fromarray(indices > 0).save(tmp_path / "one.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "one.png").array[0], np.where(indices > 0, 255, 0))
+
+    opaque = np.dstack([_rgb(rng), np.full((48, 60), 255, np.uint8)])
+    PIL.Image.fromarray(opaque).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png").array, np.moveaxis(opaque[..., :3], -1, 0))
+    opaque[3, 4, 3] = 254
+    PIL.Image.fromarray(opaque).save(tmp_path / "t.png")
+    with pytest.raises(ImageError, match=r"^t\.png: has transparent pixels"):
+        read_image(tmp_path / "t.png")
+
+    grey = _grey(rng)
+    PIL.Image.fromarray(np.dstack([grey] * 3)).save(tmp_path / "g.png")
+    image = read_image(tmp_path / "g.png")
+    np.testing.assert_array_equal(image.array, grey[None])
+    assert "grey" in str(image.meta["channels"])
+
+
+def test_16_bit_alpha(tmp_path: Path, rng: np.random.Generator) -> None:
+    array = np.dstack([_rgb(rng, "uint16"), np.full((48, 60), 65535, np.uint16)])
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=True), str(tmp_path / "a.png"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png").array, np.moveaxis(array[..., :3], -1, 0))
+    array[0, 0, 3] = 0
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=True), str(tmp_path / "a.png"))
+    with pytest.raises(ImageError, match="transparent"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_exif_orientation_is_applied(tmp_path: Path, suffix: str) -> None:
+    array = np.tile(np.linspace(0, 255, 60).astype(np.uint8), (48, 1))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # show it turned a quarter clockwise
+    PIL.Image.fromarray(array).save(tmp_path / f"a{suffix}", exif=exif)
+    image = read_image(tmp_path / f"a{suffix}")
+    np.testing.assert_allclose(image.array[0], np.rot90(array, -1), atol=3)
+    assert image.geometry.shape == (60, 48)
+    assert image.meta["exif_orientation"] == 6
+
+
+def test_tiff_with_white_as_zero(tmp_path: Path, rng: np.random.Generator) -> None:
+    array = _grey(rng, "uint16")
+    info = PIL.TiffImagePlugin.ImageFileDirectory_v2()
+    info[PIL.TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] = 1
+    PIL.Image.fromarray(array).save(tmp_path / "a.tif", tiffinfo=info)
+    content = (tmp_path / "a.tif").read_bytes()
+    entry = struct.pack("<HHI", PIL.TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 3, 1)
+    assert content.count(entry + b"\1") == 1
+    (tmp_path / "a.tif").write_bytes(content.replace(entry + b"\1", entry + b"\0"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif").array[0], 65535 - array.astype(np.int64))
+
+
+def _png_header_only(width: int, height: int) -> bytes:
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    header = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    data = b"IDAT" + zlib.compress(b"\0" * 100)
+    body = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    return b"\x89PNG\r\n\x1a\n" + header + body
+
+
+def test_each_broken_file_has_its_own_message(tmp_path: Path, rng: np.random.Generator) -> None:
+    good = tmp_path / "good.png"
+    PIL.Image.fromarray(_grey(rng)).save(good)
+    contents = {
+        "empty.png": (b"", "empty.png: is empty"),
+        "text.png": (b"<html>\nNot found\n</html>", "text.png: is a text file"),
+        "cut.png": (good.read_bytes()[:1500], "cut.png: damaged or unsupported PNG .*truncated"),
+        "photo.gif": (b"GIF89a\x01\0\x01\0\0\0\0", "photo.gif: is a GIF"),
+        "noise.png": (bytes(range(200, 256)), r"noise.png: is an unknown format \(first bytes c8 c9 ca cb\)"),
+        "wide.png": (_png_header_only(5000, 50), "wide.png: 5000 x 50 pixels; expected at most 2048"),
+        "bomb.png": (_png_header_only(60000, 60000), "bomb.png: far more pixels"),
+        "warned.png": (_png_header_only(12000, 10000), "warned.png: (far more pixels|12000 x 10000)"),
+        "zip.nii.gz": (gzip.compress(b"hello" * 200), "zip.nii.gz: is gzip-compressed but not NIfTI"),
+        "cut.nii.gz": (gzip.compress(rng.bytes(5000))[:300], "cut.nii.gz: damaged gzip"),
+    }
+    for name, (content, message) in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ImageError, match=message) as caught:
+            read_image(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ImageError, match=r"missing\.png: no such file"):
+        read_image(tmp_path / "missing.png")
+    with pytest.raises(ImageError, match="is a folder"):
+        read_image(tmp_path)
+    with pytest.raises(ImageError, match="slice_index=3 was given"):
+        read_image(good, slice_index=3)
+
+
+def test_pages_and_colour_spaces_that_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    pages = [PIL.Image.fromarray(_grey(rng)) for _ in range(3)]
+    pages[0].save(tmp_path / "m.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(ImageError, match="TIFF with 3 pages"):
+        read_image(tmp_path / "m.tif")
+    PIL.Image.fromarray(_rgb(rng)).convert("CMYK").save(tmp_path / "c.jpg")
+    with pytest.raises(ImageError, match="CMYK"):
+        read_image(tmp_path / "c.jpg")
+    PIL.Image.fromarray(_grey(rng)[:20]).save(tmp_path / "s.png")
+    with pytest.raises(ImageError, match=r"s\.png: 60 x 20 pixels; expected at least 32"):
+        read_image(tmp_path / "s.png")
+    PIL.Image.fromarray(np.full((48, 60), 9, np.uint8)).save(tmp_path / "k.png")
+    with pytest.raises(ImageError, match=r"k\.png: every pixel is 9"):
+        read_image(tmp_path / "k.png")
+
+
+# --- NIfTI
+
+
+def _affine(
+    x: tuple[float, ...], y: tuple[float, ...], z: tuple[float, ...], t: tuple[float, ...]
+) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3] = np.array([x, y, z, t]).T
+    return affine
+
+
+def _save_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    image = nib.Nifti1Image(array, affine)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    nib.save(image, path)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nifti_slice_of_a_volume(tmp_path: Path, rng: np.random.Generator, suffix: str) -> None:
+    volume = rng.integers(-1000, 3000, (60, 48, 7)).astype(np.int16)
+    affine = _affine((-0.5, 0, 0), (0, 2, 0), (0, 0, 3), (10, 20, 30))
+    path = tmp_path / f"v{suffix}"
+    _save_nifti(path, volume, affine)
+    image = read_image(path, slice_index=5)
+    np.testing.assert_array_equal(image.array[0], volume[:, :, 5].T)
+    assert image.geometry.plane == "axial"
+    # RAS (10 - 0.5 i, 20 + 2 j) is LPS (-10 + 0.5 i, -20 - 2 j)
+    np.testing.assert_allclose(image.geometry.index_to_physical(np.array([3, 4])), [-8, -26])
+    assert (image.dtype, image.meta["slice_index"]) == ("int16", 5)
+    with pytest.raises(ImageError, match=r"3-D volume of shape \(60, 48, 7\).*--slice K"):
+        read_image(path)
+    with pytest.raises(ImageError, match=r"slice_index=7 .* expected 0\.\.6"):
+        read_image(path, slice_index=7)
+
+
+def test_nifti_slice_agrees_with_simpleitk(tmp_path: Path, rng: np.random.Generator) -> None:
+    volume = rng.normal(size=(48, 1, 60)).astype(np.float32)  # z, y, x: a coronal slice
+    stored = sitk.GetImageFromArray(volume)
+    stored.SetSpacing((0.7, 5.0, 1.3))
+    stored.SetOrigin((12.0, -30.0, 8.0))
+    stored.SetDirection((-1, 0, 0, 0, 1, 0, 0, 0, -1))
+    sitk.WriteImage(stored, str(tmp_path / "c.nii.gz"))
+    image = read_image(tmp_path / "c.nii.gz")
+    np.testing.assert_array_equal(image.array[0], volume[:, 0])
+    assert image.geometry.plane == "coronal"
+    left, _, up = stored.TransformIndexToPhysicalPoint((17, 0, 9))
+    np.testing.assert_allclose(image.geometry.index_to_physical(np.array([9, 17])), (left, up), atol=1e-4)
+
+
+def test_the_same_anatomy_has_the_same_place_whatever_the_orientation(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    volume = nib.Nifti1Image(rng.random((40, 50, 1)), _affine((1, 0, 0), (0, 2, 0), (0, 0, 3), (-20, -50, 0)))
+    values = set()
+    for codes in ("RAS", "LPS", "PRS", "ALS"):
+        transform = nib.orientations.ornt_transform(
+            nib.io_orientation(volume.affine), nib.orientations.axcodes2ornt(codes)
+        )
+        turned = volume.as_reoriented(transform)
+        _save_nifti(tmp_path / "t.nii", np.asarray(turned.dataobj), turned.affine)
+        image = read_image(tmp_path / "t.nii")
+        y, x = np.rint(image.geometry.physical_to_index(np.array([3.0, -10.0]))).astype(int)
+        values.add(float(image.array[0, y, x]))
+    # LPS (3, -10) is RAS (-3, 10): i = 17, j = 30
+    assert values == {float(np.float32(volume.dataobj[17, 30, 0]))}
+
+
+def test_tilted_nifti_is_recorded_or_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    for degrees in (12.0, 40.0):
+        c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        affine = _affine((1, 0, 0), (0, c, s), (0, -s, c), (0, 0, 0))
+        _save_nifti(tmp_path / f"{degrees:.0f}.nii", rng.random((40, 50, 1)).astype(np.float32), affine)
+    assert read_image(tmp_path / "12.nii").meta["oblique_degrees"] == pytest.approx(12, abs=1e-3)
+    with pytest.raises(ImageError, match=r"40\.nii: the slice is tilted 40 degrees"):
+        read_image(tmp_path / "40.nii")
+
+
+def test_nifti_without_orientation_and_with_other_units(tmp_path: Path, rng: np.random.Generator) -> None:
+    image = nib.Nifti1Image(rng.random((40, 50, 1)), None)
+    image.header.set_zooms((0.002, 0.003, 1))
+    image.header.set_xyzt_units("meter")
+    nib.save(image, tmp_path / "u.nii")
+    geometry = read_image(tmp_path / "u.nii").geometry
+    assert (geometry.physical, geometry.positioned, geometry.plane) == (True, False, None)
+    np.testing.assert_allclose(geometry.spacing, (2, 3), rtol=1e-6)
+
+
+def test_nifti_scaling_rgb_and_version_2(tmp_path: Path, rng: np.random.Generator) -> None:
+    raw = rng.integers(0, 100, (60, 48)).astype(np.int16)
+    stored = nib.Nifti1Image(raw, np.eye(4))
+    content = bytearray(stored.to_bytes())
+    content[112:120] = struct.pack("<ff", 2.0, -1000.0)  # scl_slope, scl_inter
+    (tmp_path / "s.nii").write_bytes(content)
+    np.testing.assert_array_equal(read_image(tmp_path / "s.nii").array[0], raw.T * 2.0 - 1000)
+    rgb = np.zeros((60, 48), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    for name in "RGB":
+        rgb[name] = rng.integers(0, 255, (60, 48))
+    nib.save(nib.Nifti2Image(rgb, np.eye(4)), tmp_path / "rgb.nii.gz")
+    image = read_image(tmp_path / "rgb.nii.gz")
+    assert image.dtype == "uint8"
+    for channel, name in zip(image.array, "RGB", strict=True):
+        np.testing.assert_array_equal(channel, rgb[name].T)
+
+
+def test_nifti_that_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    nib.save(nib.Nifti1Image(rng.random((40, 50, 3, 5)), np.eye(4)), tmp_path / "4d.nii.gz")
+    with pytest.raises(ImageError, match=r"4-D NIfTI of shape \(40, 50, 3, 5\)"):
+        read_image(tmp_path / "4d.nii.gz")
+    with pytest.raises(ImageError, match=r"4-D NIfTI"):
+        read_image(tmp_path / "4d.nii.gz", slice_index=1)
+    nib.save(nib.Nifti1Image(rng.random((40, 50)).astype(np.complex64), np.eye(4)), tmp_path / "z.nii")
+    with pytest.raises(ImageError, match="complex"):
+        read_image(tmp_path / "z.nii")
+    nib.save(nib.Nifti1Image(rng.random((60, 50)), np.eye(4)), tmp_path / "cut.nii.gz")
+    whole = (tmp_path / "cut.nii.gz").read_bytes()
+    (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ImageError, match=r"cut\.nii\.gz: damaged"):
+        read_image(tmp_path / "cut.nii.gz")
+    array = rng.random((60, 50))
+    array[3, 4] = np.nan
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "nan.nii")
+    with pytest.raises(ImageError, match="1 values are NaN"):
+        read_image(tmp_path / "nan.nii")
+
+
+# --- DICOM
+
+
+def test_dicom_ct_against_simpleitk() -> None:
+    path = DICOM_FILES / "CT_small.dcm"
+    image = read_image(path)
+    reference = sitk.ReadImage(str(path))
+    np.testing.assert_array_equal(image.array[0], sitk.GetArrayFromImage(reference)[0])
+    assert (image.modality, image.dtype, image.geometry.plane) == (Modality.CT, "int16", "axial")
+    expected = reference.TransformIndexToPhysicalPoint((31, 7, 0))[:2]
+    np.testing.assert_allclose(image.geometry.index_to_physical(np.array([7, 31])), expected, atol=1e-6)
+
+
+def test_dicom_carries_no_patient(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(DICOM_FILES / "CT_small.dcm")
+    image = read_image(DICOM_FILES / "CT_small.dcm")
+    assert set(image.meta) <= {"format", "transfer_syntax", "oblique_degrees", "inverted", "channels"}
+    kept = " ".join(str(value) for value in image.meta.values())
+    for keyword in ("PatientName", "PatientID", "PatientBirthDate", "StudyDate", "InstitutionName"):
+        value = str(dataset.get(keyword, ""))
+        assert not value or value not in kept
+
+
+@pytest.mark.parametrize(
+    "name", ["MR_small.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm"]
+)
+def test_dicom_transfer_syntaxes_give_the_same_pixels(name: str) -> None:
+    image = read_image(DICOM_FILES / name)
+    np.testing.assert_array_equal(image.array, read_image(DICOM_FILES / "MR_small.dcm").array)
+    assert image.modality is Modality.MRI
+
+
+def test_dicom_modality_can_be_overruled(tmp_path: Path) -> None:
+    assert read_image(DICOM_FILES / "MR_small.dcm", modality=Modality.CT).modality is Modality.CT
+    for tag, expected in (("PT", Modality.PET), ("NM", Modality.SPECT), ("US", Modality.UNKNOWN)):
+        dataset = pydicom.dcmread(DICOM_FILES / "MR_small.dcm")
+        dataset.Modality = tag
+        dataset.save_as(tmp_path / "m.dcm")
+        assert read_image(tmp_path / "m.dcm").modality is expected
+
+
+def test_dicom_without_its_preamble_or_suffix(tmp_path: Path) -> None:
+    expected = read_image(DICOM_FILES / "MR_small.dcm").array
+    shutil.copy(DICOM_FILES / "MR_small.dcm", tmp_path / "IM0001")
+    np.testing.assert_array_equal(read_image(tmp_path / "IM0001").array, expected)
+    dataset = pydicom.dcmread(DICOM_FILES / "MR_small.dcm")
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.preamble = None
+    dataset.save_as(tmp_path / "bare.dcm", implicit_vr=True, little_endian=True, enforce_file_format=False)
+    assert (tmp_path / "bare.dcm").read_bytes()[128:132] != b"DICM"
+    np.testing.assert_array_equal(read_image(tmp_path / "bare.dcm").array, expected)
+
+
+def test_dicom_monochrome1_and_slope(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(DICOM_FILES / "MR_small.dcm")
+    plain = dataset.pixel_array.astype(np.float64)
+    dataset.RescaleSlope, dataset.RescaleIntercept = 0.5, -10
+    dataset.save_as(tmp_path / "r.dcm")
+    np.testing.assert_allclose(read_image(tmp_path / "r.dcm").array[0], plain * 0.5 - 10)
+    dataset.PhotometricInterpretation = "MONOCHROME1"
+    dataset.save_as(tmp_path / "m1.dcm")
+    inverted = read_image(tmp_path / "m1.dcm")
+    np.testing.assert_allclose(inverted.array[0], (plain.max() + plain.min() - plain) * 0.5 - 10)
+    assert "MONOCHROME1" in str(inverted.meta["inverted"])
+
+
+def test_dicom_colour(tmp_path: Path) -> None:
+    rgb = read_image(DICOM_FILES / "examples_rgb_color.dcm")
+    assert rgb.array.shape == (3, 240, 320)
+    plain = pydicom.dcmread(DICOM_FILES / "examples_rgb_color.dcm").pixel_array
+    np.testing.assert_array_equal(rgb.array, np.moveaxis(plain, -1, 0))
+    palette = read_image(DICOM_FILES / "examples_palette.dcm")
+    dataset = pydicom.dcmread(DICOM_FILES / "examples_palette.dcm")
+    index = int(dataset.pixel_array[100, 200])
+    red = np.frombuffer(dataset.RedPaletteColorLookupTableData, "<u2")
+    assert palette.array.shape[0] == 3
+    assert palette.array[0, 100, 200] == red[index]
+    ybr = read_image(DICOM_FILES / "SC_ybr_full_422_uncompressed.dcm")
+    same = read_image(DICOM_FILES / "SC_rgb_dcmtk_+eb+cr.dcm")
+    np.testing.assert_allclose(ybr.array, same.array, atol=6)
+
+
+def test_dicom_geometry_of_sagittal_flipped_rows(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(DICOM_FILES / "MR_small.dcm")
+    dataset.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    dataset.ImagePositionPatient = [3, -100, 80]
+    dataset.PixelSpacing = [2.0, 0.5]
+    dataset.save_as(tmp_path / "s.dcm")
+    geometry = read_image(tmp_path / "s.dcm").geometry
+    assert (geometry.plane, geometry.spacing) == ("sagittal", (0.5, 2.0))
+    np.testing.assert_allclose(geometry.index_to_physical(np.array([10, 4])), [-98, 60])
+    del dataset.ImageOrientationPatient
+    dataset.save_as(tmp_path / "n.dcm")
+    geometry = read_image(tmp_path / "n.dcm").geometry
+    assert (geometry.physical, geometry.positioned, geometry.plane) == (True, False, None)
+    del dataset.PixelSpacing
+    dataset.save_as(tmp_path / "p.dcm")
+    assert read_image(tmp_path / "p.dcm").geometry == Geometry.picture((64, 64))
+
+
+def test_dicom_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, message in (
+        ("rtdose.dcm", "DICOM with 15 frames"),
+        ("test-SR.dcm", "without pixels"),
+        ("MR_truncated.dcm", "damaged or unsupported DICOM"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            read_image(DICOM_FILES / name)
+    dataset = pydicom.dcmread(DICOM_FILES / "MR_small_jpeg_ls_lossless.dcm")
+    assert dataset.file_meta.TransferSyntaxUID == pydicom.uid.JPEGLSLossless
+    decoder = pydicom.pixels.decoders.base.get_decoder(pydicom.uid.JPEGLSLossless)
+    monkeypatch.setattr(decoder, "_available", {})
+    with pytest.raises(ImageError, match=r'no decoder here; pip install "bsafusion\[dicom\]"'):
+        read_image(DICOM_FILES / "MR_small_jpeg_ls_lossless.dcm")
+
+
+# --- writing images
+
+
+def test_what_was_read_is_written_unchanged(tmp_path: Path, rng: np.random.Generator) -> None:
+    for dtype in ("uint8", "uint16"):
+        for pixels in (_grey(rng, dtype)[None], np.moveaxis(_rgb(rng, dtype), -1, 0)):
+            for suffix in (".png", ".tiff"):
+                path = tmp_path / f"a{suffix}"
+                write_image(path, Image(pixels, PICTURE, dtype=dtype))
+                image = read_image(path)
+                np.testing.assert_array_equal(image.array, pixels)
+                assert image.dtype == dtype
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.tiff"}
+
+
+def test_range_rounding_and_clipping_by_hand(tmp_path: Path) -> None:
+    array = np.zeros((1, 32, 32))
+    array[0, 0, :5] = [-1.0, 0.2, 0.5, 1.0, 2.0]
+    write_image(tmp_path / "a.png", array, value_range=(0, 1))
+    assert read_image(tmp_path / "a.png").array[0, 0, :5].tolist() == [0, 51, 128, 255, 255]
+    write_image(tmp_path / "b.png", array, value_range=(-1, 1), dtype="uint16")
+    assert read_image(tmp_path / "b.png").array[0, 0, :4].tolist() == [0, 39321, 49151, 65535]
+
+
+@pytest.mark.parametrize("geometry", [FLIPPED, TURNED, PICTURE])
+def test_nifti_image_round_trip(tmp_path: Path, rng: np.random.Generator, geometry: Geometry) -> None:
+    values = rng.normal(size=(1, 48, 60)).astype(np.float32)
+    write_image(tmp_path / "a.nii.gz", values, geometry=geometry)
+    reference = sitk.ReadImage(str(tmp_path / "a.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(reference), values[0])
+    np.testing.assert_allclose(
+        reference.TransformContinuousIndexToPhysicalPoint((11, 5)),
+        geometry.index_to_physical(np.array([5, 11])),
+        atol=1e-4,
+    )
+    image = read_image(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(image.array, values)
+    assert (image.geometry.plane, image.geometry.physical) == (geometry.plane, geometry.physical)
+    np.testing.assert_allclose(image.geometry.matrix(), geometry.matrix(), atol=1e-5)
+
+
+def test_nifti_colour_and_volume(tmp_path: Path, rng: np.random.Generator) -> None:
+    rgb = np.moveaxis(_rgb(rng), -1, 0)
+    write_image(tmp_path / "c.nii.gz", rgb / 255, geometry=FLIPPED, value_range=(0, 1))
+    np.testing.assert_array_equal(read_image(tmp_path / "c.nii.gz").array, rgb)
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "c.nii.gz"))), np.moveaxis(rgb, 0, -1)
+    )
+    volume = rng.normal(size=(1, *VOLUME.shape)).astype(np.float32)
+    write_image(tmp_path / "v.nii.gz", volume, geometry=VOLUME)
+    reference = sitk.ReadImage(str(tmp_path / "v.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(reference), volume[0])
+    np.testing.assert_allclose(
+        reference.TransformIndexToPhysicalPoint((3, 5, 9)),
+        VOLUME.index_to_physical(np.array([9, 5, 3])),
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "options", "message"),
+    [
+        ("a.jpg", np.eye(40)[None], {"value_range": (0, 1)}, "cannot write .jpg"),
+        ("a.png", np.eye(40), {"value_range": (0, 1)}, "channels first"),
+        ("a.png", np.full((1, 40, 40), np.inf), {"value_range": (0, 1)}, "NaN or infinite"),
+        ("a.png", np.eye(40)[None], {}, "need value_range"),
+        ("a.png", np.eye(40)[None], {"value_range": (1, 1)}, "low < high"),
+        ("a.nii.gz", np.eye(40)[None], {}, "geometry"),
+        ("a.nii.gz", np.eye(40)[None], {"geometry": PICTURE}, "geometry"),
+    ],
+)
+def test_images_that_cannot_be_written(
+    tmp_path: Path, name: str, array: np.ndarray, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ImageError, match=message):
+        write_image(tmp_path / name, array, **options)
+    assert not list(tmp_path.iterdir())
+
+
+# --- files that are whole or absent
+
+
+def test_write_whole_leaves_the_old_file_on_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), write_whole(path) as temporary:  # noqa: PT012
+        assert temporary.parent == tmp_path
+        assert temporary.name.endswith(".nii.gz")
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    with write_whole(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"grösse": [1, 2.5, None]})
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"grösse": [1, 2.5, None]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "b.json", {"x": math.nan})
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_atomic_folder(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "result"
+    with pytest.raises(RuntimeError), atomic_folder(out) as folder:  # noqa: PT012
+        (folder / "half.txt").write_text("")
+        raise RuntimeError
+    assert list(out.parent.iterdir()) == []
+    with atomic_folder(out) as folder:
+        (folder / "report.json").write_text("1")
+        assert not out.exists()
+    assert (out / "report.json").read_text() == "1"
+    with pytest.raises(FileExistsError, match="not empty"), atomic_folder(out):
+        pass
+    with atomic_folder(out, overwrite=True) as folder:
+        (folder / "other.txt").write_text("2")
+    assert [path.name for path in out.iterdir()] == ["other.txt"]
+    # It has no report any more: it could be anybody's folder.
+    with pytest.raises(FileExistsError, match=r"no report\.json"), atomic_folder(out, overwrite=True):
+        pass
+    with pytest.raises(FileExistsError, match="is a file"), atomic_folder(out / "other.txt"):
+        pass
+    assert [path.name for path in out.parent.iterdir()] == ["result"]
+
+
+# --- deformation fields
+
+
+def _field(geometry: Geometry, size: float = 3.0) -> DeformationField:
+    n = len(geometry.shape)
+    index = np.stack(np.meshgrid(*[np.linspace(0, 3, k) for k in geometry.shape], indexing="ij"))
+    waves = np.stack([np.sin(index.sum(0) + d) * np.cos(index[d]) for d in range(n)])
+    return DeformationField(torch.from_numpy(size * waves).float(), geometry)
+
+
+@pytest.mark.parametrize("geometry", [FLIPPED, TURNED, PICTURE, VOLUME])
+def test_deformation_round_trip(tmp_path: Path, geometry: Geometry) -> None:
+    field = _field(geometry)
+    write_deformation(tmp_path / "d.nii.gz", field)
+    back = read_deformation(tmp_path / "d.nii.gz")
+    torch.testing.assert_close(back.displacement, field.displacement, atol=1e-5, rtol=0)
+    assert (back.geometry.plane, back.geometry.physical) == (geometry.plane, geometry.physical)
+    np.testing.assert_allclose(back.geometry.matrix(), geometry.matrix(), atol=1e-5)
+    first = (tmp_path / "d.nii.gz").read_bytes()
+    write_deformation(tmp_path / "other.nii.gz", field)
+    assert (tmp_path / "other.nii.gz").read_bytes() == first
+
+
+def test_deformation_file_holds_lps_mm(tmp_path: Path) -> None:
+    displacement = torch.zeros(2, 48, 60)
+    displacement[0], displacement[1] = 2.0, 5.0  # 2 voxels in y, 5 in x
+    write_deformation(tmp_path / "d.nii.gz", DeformationField(displacement, FLIPPED))
+    reference = sitk.ReadImage(str(tmp_path / "d.nii.gz"))
+    assert (reference.GetDimension(), reference.GetSize()) == (2, (60, 48))
+    np.testing.assert_allclose(reference[7, 9], (5 * 0.7, -2 * 1.3), rtol=1e-6)
+    np.testing.assert_allclose(reference.GetOrigin(), (12.5, -40))
+    np.testing.assert_allclose(reference.GetDirection(), (1, 0, 0, -1), atol=1e-6)
+    header = nib.load(tmp_path / "d.nii.gz").header
+    assert int(header["intent_code"]) == 1007
+    assert header.get_data_shape() == (60, 48, 1, 1, 2)
+
+
+@pytest.mark.parametrize("geometry", [TURNED, PICTURE, VOLUME])
+def test_fields_written_by_simpleitk_are_read(tmp_path: Path, geometry: Geometry) -> None:
+    n = len(geometry.shape)
+    vectors = np.random.default_rng(0).normal(size=(*geometry.shape, n)).astype(np.float32)
+    stored = sitk.GetImageFromArray(vectors, isVector=True)
+    stored.SetSpacing(geometry.spacing)
+    stored.SetOrigin(geometry.origin)
+    stored.SetDirection(np.ravel(geometry.direction).tolist())
+    sitk.WriteImage(stored, str(tmp_path / "d.nii.gz"))
+    field = read_deformation(tmp_path / "d.nii.gz")
+    assert field.geometry.physical == geometry.physical
+    index = np.full(n, 6)
+    start = geometry.index_to_physical(index)
+    there = geometry.index_to_physical(index + field.displacement[(slice(None), *index)].numpy())
+    np.testing.assert_allclose(there - start, vectors[tuple(index)], atol=1e-4)
+
+
+@pytest.mark.parametrize("geometry", [FLIPPED, TURNED, PICTURE, VOLUME])
+def test_simpleitk_applies_a_field_as_we_do(tmp_path: Path, geometry: Geometry) -> None:
+    n = len(geometry.shape)
+    axes = np.meshgrid(*[np.linspace(0, 2, k) for k in geometry.shape], indexing="ij")
+    values = np.prod([np.cos(4 * axis + k) for k, axis in enumerate(axes)], axis=0).astype(np.float32)
+    field = _field(geometry, size=2.0)
+    write_image(tmp_path / "image.nii.gz", values[None], geometry=geometry)
+    write_deformation(tmp_path / "field.nii.gz", field)
+    moving = sitk.ReadImage(str(tmp_path / "image.nii.gz"))
+    vectors = sitk.ReadImage(str(tmp_path / "field.nii.gz"), sitk.sitkVectorFloat64)
+    transform = sitk.DisplacementFieldTransform(vectors)
+    theirs = sitk.GetArrayFromImage(sitk.Resample(moving, moving, transform, sitk.sitkLinear, 0.0))
+    ours = warp(torch.from_numpy(values)[None, None], field.displacement[None])[0, 0].numpy()
+    inner = (slice(3, -3),) * n
+    assert np.abs(theirs[inner] - values[inner]).max() > 0.1
+    assert np.abs(theirs[inner] - ours[inner]).max() < 0.005 * np.ptp(values)
+
+
+def test_files_that_hold_no_field(tmp_path: Path, rng: np.random.Generator) -> None:
+    PIL.Image.fromarray(_grey(rng)).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="is a PNG file; expected a displacement field"):
+        read_deformation(tmp_path / "a.png")
+    write_image(tmp_path / "i.nii.gz", _grey(rng)[None], geometry=FLIPPED)
+    with pytest.raises(ImageError, match=r"shape \(60, 48\) with intent 0; expected a displacement field"):
+        read_deformation(tmp_path / "i.nii.gz")
+    with pytest.raises(ImageError, match="no such file"):
+        read_deformation(tmp_path / "missing.nii.gz")
+    write_deformation(tmp_path / "d.nii.gz", _field(FLIPPED))
+    with pytest.raises(ImageError, match="5-D NIfTI"):
+        read_image(tmp_path / "d.nii.gz")
+    with pytest.raises(ImageError, match=r"written as \.nii\.gz"):
+        write_deformation(tmp_path / "d.mha", _field(FLIPPED))

@@ -1,0 +1,327 @@
+"""Invertible records, colour that keeps its hue, and grids that meet where the anatomy does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from bsafusion.deformation import DeformationField, warp
+from bsafusion.image import Geometry, Image, ImageError
+from bsafusion.preprocessing import (
+    GridMatch,
+    IntensityScaling,
+    apply_field,
+    fit_intensity,
+    join_colour,
+    match_grids,
+    recolour,
+    resample_to_grid,
+    split_colour,
+    total_field,
+)
+
+AXIAL = Geometry((64, 80), (1.0, 1.0), (-40.0, -32.0), ((1.0, 0.0), (0.0, 1.0)), plane="axial")
+units = st.floats(0, 1, width=32)
+colours = hnp.arrays(np.float32, (3, 4, 5), elements=units)
+lumas = hnp.arrays(np.float32, (1, 4, 5), elements=units)
+
+
+def _blob(geometry: Geometry, centre: tuple[float, float], *, width: float = 6.0) -> np.ndarray:
+    """A Gaussian blob at a physical point, ``1 *S``."""
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in geometry.shape], indexing="ij"), axis=-1)
+    distance = np.linalg.norm(geometry.index_to_physical(index) - np.asarray(centre), axis=-1)
+    return np.exp(-((distance / width) ** 2)).astype(np.float32)[None]
+
+
+def _smooth_field(shape: tuple[int, int], size: float = 2.0) -> torch.Tensor:
+    y, x = np.meshgrid(*[np.linspace(0, 2 * np.pi, n) for n in shape], indexing="ij")
+    return torch.from_numpy(size * np.stack([np.sin(y) * np.cos(x), np.cos(y + x)])).float()
+
+
+# --- intensities
+
+
+@given(hnp.arrays(np.float32, (6,), elements=st.floats(-2000, 4000, width=32)))
+def test_intensity_round_trip(values: np.ndarray) -> None:
+    scaling = IntensityScaling(-1000.0, 3000.0)
+    np.testing.assert_allclose(scaling.from_unit(scaling.to_unit(values)), values, atol=1e-3)
+    np.testing.assert_allclose(scaling.to_unit(torch.from_numpy(values)).numpy(), scaling.to_unit(values))
+
+
+def test_intensity_known_values() -> None:
+    assert IntensityScaling(50, 250).to_unit(np.array([50, 100, 250, 300])).tolist() == [0, 0.25, 1, 1.25]
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1)])
+def test_intensity_refuses_no_range(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match="low < high"):
+        IntensityScaling(low, high)
+
+
+def test_auto_intensity_is_minmax_for_pictures_and_robust_for_scans() -> None:
+    array = np.full((1, 100, 100), -2000.0, np.float32)
+    array[0, 20:80] = np.linspace(-1000, 1000, 6000).reshape(60, 100)
+    array[0, 50, 50] = 30000
+    picture = Image(array, Geometry.picture((100, 100)), dtype="uint8")
+    assert fit_intensity(picture) == IntensityScaling(-2000, 30000)
+    scan = Image(array, dataclasses.replace(AXIAL, shape=(100, 100)), dtype="int16")
+    fitted = fit_intensity(scan)
+    assert -1000 <= fitted.low < -990
+    assert 990 < fitted.high <= 1000
+    assert fit_intensity(scan, method="minmax") == IntensityScaling(-2000, 30000)
+
+
+def test_a_mask_has_a_range_too() -> None:
+    mask = np.zeros((1, 40, 40), np.float32)
+    mask[0, 10:20] = 3
+    assert fit_intensity(Image(mask, Geometry.picture((40, 40)))) == IntensityScaling(0, 3)
+
+
+# --- colour
+
+
+@given(colours)
+def test_colour_round_trip(rgb: np.ndarray) -> None:
+    joined = join_colour(*split_colour(torch.from_numpy(rgb)))
+    assert float((joined - torch.from_numpy(rgb)).abs().max()) < 1e-6
+
+
+def test_colour_known_values() -> None:
+    luma, chroma = split_colour(torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1]]))
+    torch.testing.assert_close(luma[0], torch.tensor([0.299, 0.587, 0.114, 1.0]))
+    torch.testing.assert_close(chroma[0], torch.tensor([-0.168736, -0.331264, 0.5, 0.0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(chroma[1], torch.tensor([0.5, -0.418688, -0.081312, 0.0]), atol=1e-6, rtol=0)
+
+
+def test_split_colour_refuses_grey() -> None:
+    with pytest.raises(ValueError, match="3 channels"):
+        split_colour(torch.zeros(1, 4, 4))
+
+
+@given(lumas, colours)
+def test_recolour_keeps_luma_hue_and_gamut(luma: np.ndarray, rgb: np.ndarray) -> None:
+    target = torch.from_numpy(luma).double()
+    _, chroma = split_colour(torch.from_numpy(rgb).double())
+    result = recolour(target, chroma)
+    new_luma, new_chroma = split_colour(result)
+    assert float(result.min()) >= 0
+    assert float(result.max()) <= 1
+    torch.testing.assert_close(new_luma, target, atol=1e-9, rtol=0)
+    # The same hue: parallel, pointing the same way, and never more saturated.
+    cross = new_chroma[0] * chroma[1] - new_chroma[1] * chroma[0]
+    assert float(cross.abs().max()) < 1e-9
+    assert float((new_chroma * chroma).sum(0).min()) >= -1e-9
+    assert bool((new_chroma.norm(dim=0) <= chroma.norm(dim=0) + 1e-9).all())
+
+
+@given(lumas, colours)
+def test_recolour_shortens_no_more_than_needed(luma: np.ndarray, rgb: np.ndarray) -> None:
+    target = torch.from_numpy(luma).double()
+    _, chroma = split_colour(torch.from_numpy(rgb).double())
+    result = recolour(target, chroma)
+    full = join_colour(target, chroma)
+    shortened = (full.amin(0) < -1e-9) | (full.amax(0) > 1 + 1e-9)
+    touches = (result.amin(0) < 1e-9) | (result.amax(0) > 1 - 1e-9)
+    assert bool((touches | ~shortened).all())
+    torch.testing.assert_close(result[:, ~shortened], full[:, ~shortened], atol=1e-8, rtol=0)
+
+
+# --- grids
+
+
+def test_same_grid_is_untouched() -> None:
+    for geometry in (AXIAL, Geometry.picture((64, 80))):
+        match = match_grids(geometry, geometry)
+        assert match.method == "same grid"
+        array = np.random.default_rng(0).random((3, 64, 80), np.float32) * 65535
+        np.testing.assert_array_equal(resample_to_grid(array, match, (64, 80)), array)
+
+
+def test_physical_match_joins_the_anatomy_across_spacing_and_flips() -> None:
+    moving = Geometry((50, 36), (2.0, 1.5), (36.0, 38.0), ((-1.0, 0.0), (0.0, -1.0)), plane="axial")
+    match = match_grids(AXIAL, moving)
+    assert match.method == "physical"
+    index = np.array([20.0, 33.0])
+    there = match.affine @ [*index, 1.0]
+    np.testing.assert_allclose(moving.index_to_physical(there), AXIAL.index_to_physical(index), atol=1e-9)
+    resampled = resample_to_grid(_blob(moving, (5, 3), width=12), match, AXIAL.shape)
+    np.testing.assert_allclose(resampled, _blob(AXIAL, (5, 3), width=12), atol=0.03)
+
+
+def test_transposed_storage_gives_the_same_picture() -> None:
+    transposed = Geometry((80, 64), (1.0, 1.0), (-40.0, -32.0), ((0.0, 1.0), (1.0, 0.0)), plane="axial")
+    array = np.random.default_rng(1).random((1, 64, 80), np.float32)
+    match = match_grids(AXIAL, transposed)
+    resampled = resample_to_grid(array.swapaxes(1, 2), match, AXIAL.shape)
+    np.testing.assert_allclose(resampled, array, atol=1e-4)
+
+
+def test_no_overlap_or_no_position_centres_at_true_spacing() -> None:
+    far = dataclasses.replace(AXIAL, spacing=(2.0, 2.0), origin=(500.0, 0.0))
+    match = match_grids(AXIAL, far)
+    assert match.method == "physical spacing, centred"
+    assert "0%" in match.note
+    # centre 31.5, 39.5 stays; 10 mm to the right are 5 of the moving voxels
+    np.testing.assert_allclose(match.affine @ [31.5, 49.5, 1], [31.5, 44.5])
+    unplaced = dataclasses.replace(far, origin=(0.0, 0.0), positioned=False, plane=None)
+    assert match_grids(AXIAL, unplaced).method == "physical spacing, centred"
+    assert "not known" in match_grids(AXIAL, unplaced).note
+
+
+def test_overlap_decides_at_a_quarter() -> None:
+    def shifted(x: float) -> str:
+        return match_grids(AXIAL, dataclasses.replace(AXIAL, origin=(-40.0 + x, -32.0))).method
+
+    assert shifted(55) == "physical"
+    assert shifted(65) == "physical spacing, centred"
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale"), [((128, 160), 0.5), ((32, 40), 2.0), ((64, 160), 0.5), ((64, 64), 1.0)]
+)
+def test_pictures_fill_the_frame_with_one_scale(shape: tuple[int, int], scale: float) -> None:
+    match = match_grids(Geometry.picture((64, 80)), Geometry.picture(shape))
+    assert match.method == "centred and scaled"
+    np.testing.assert_allclose(match.affine[:, :2], np.eye(2) / scale)
+    np.testing.assert_allclose(match.affine @ [31.5, 39.5, 1], [(n - 1) / 2 for n in shape])
+
+
+def test_picture_is_shown_as_radiology_does() -> None:
+    # Rows stored from feet to head: the coronal picture's top row is the scan's last one.
+    scan = Geometry((64, 64), (1.0, 1.0), (0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)), plane="coronal")
+    match = match_grids(scan, Geometry.picture((64, 64)))
+    np.testing.assert_allclose(match.affine @ [63, 10, 1], [0, 10], atol=1e-9)
+    back = match_grids(Geometry.picture((64, 64)), scan)
+    np.testing.assert_allclose(back.affine @ [0, 10, 1], [63, 10], atol=1e-9)
+    stored_transposed = dataclasses.replace(AXIAL, shape=(40, 80), direction=((0.0, 1.0), (1.0, 0.0)))
+    turned = match_grids(stored_transposed, Geometry.picture((160, 80)))
+    np.testing.assert_allclose(turned.affine @ [0, 0, 1], [0.5, 0.5], atol=1e-9)
+    np.testing.assert_allclose(turned.affine @ [0, 79, 1], [158.5, 0.5], atol=1e-9)
+
+
+def test_different_planes_and_dimensions_are_refused() -> None:
+    with pytest.raises(ImageError, match="fixed slice is axial, moving slice coronal"):
+        match_grids(AXIAL, dataclasses.replace(AXIAL, plane="coronal"))
+    with pytest.raises(ImageError, match="3-D"):
+        match_grids(Geometry.picture((4, 64, 80)), Geometry.picture((64, 80)))
+
+
+def test_match_refuses_what_cannot_be_inverted() -> None:
+    with pytest.raises(ValueError, match="singular"):
+        GridMatch(np.zeros((2, 3)), "physical", "")
+    with pytest.raises(ValueError, match="affine of shape"):
+        GridMatch(np.eye(3), "physical", "")
+
+
+def test_outside_is_background_not_a_smeared_border() -> None:
+    array = np.full((1, 40, 40), 9.0, np.float32)
+    array[0, 20, 20] = -3
+    shift = GridMatch(np.array([[1.0, 0, -10], [0, 1, 0]]), "physical", "")
+    resampled = resample_to_grid(array, shift, (40, 40))
+    assert (resampled[0, :10] == -3).all()
+    np.testing.assert_allclose(resampled[0, 10:30], array[0, :20])
+
+
+def test_downsampling_does_not_alias() -> None:
+    stripes = np.tile(np.array([0.0, 1.0], np.float32), 128)[None, None].repeat(256, axis=1)
+    match = match_grids(Geometry.picture((64, 64)), Geometry.picture((256, 256)))
+    smooth = resample_to_grid(stripes, match, (64, 64))
+    np.testing.assert_allclose(smooth[0, :, 4:-4], 0.5, atol=0.01)
+    nearest = resample_to_grid(stripes, match, (64, 64), order=0)
+    assert set(np.unique(nearest)) <= {0.0, 1.0}
+
+
+def test_volumes_use_the_same_code() -> None:
+    fixed = Geometry((6, 8, 10), (1.0, 1.0, 2.0), (0, 0, 0), ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+    moving = dataclasses.replace(
+        fixed, origin=(9.0, 7.0, 10.0), direction=((-1, 0, 0), (0, -1, 0), (0, 0, -1))
+    )
+    array = np.random.default_rng(0).random((1, 6, 8, 10), np.float32)
+    resampled = resample_to_grid(array, match_grids(fixed, moving), fixed.shape)
+    np.testing.assert_allclose(resampled, array[:, ::-1, ::-1, ::-1], atol=1e-4)
+
+
+# --- carrying images along
+
+
+def test_total_field_of_a_physical_match_is_the_displacement() -> None:
+    moving = Geometry((50, 36), (2.0, 1.5), (36.0, 38.0), ((-1.0, 0.0), (0.0, -1.0)), plane="axial")
+    displacement = _smooth_field(AXIAL.shape)
+    total = total_field(displacement, match_grids(AXIAL, moving), AXIAL, moving)
+    torch.testing.assert_close(total.displacement, displacement, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "moving",
+    [
+        dataclasses.replace(AXIAL, spacing=(0.8, 1.25), origin=(-41.0, -30.0)),
+        dataclasses.replace(AXIAL, spacing=(0.9, 0.9), origin=(900.0, -30.0)),
+        Geometry.picture((70, 90)),
+    ],
+)
+def test_one_pass_equals_resampling_and_then_warping(moving: Geometry) -> None:
+    centre = moving.index_to_physical((np.asarray(moving.shape) - 1) / 2)
+    image = Image(_blob(moving, (centre[0] + 4, centre[1] - 3), width=12), moving)
+    match = match_grids(AXIAL, moving)
+    displacement = _smooth_field(AXIAL.shape)
+    once = apply_field(total_field(displacement, match, AXIAL, moving), image)
+    resampled = torch.from_numpy(resample_to_grid(image.array, match, AXIAL.shape))
+    twice = warp(resampled[None], displacement[None])[0].numpy()
+    assert once.max() > 0.9
+    np.testing.assert_allclose(once, twice, atol=0.03)
+
+
+def test_a_field_carries_a_sharper_image_of_the_same_scan() -> None:
+    moving = dataclasses.replace(AXIAL, origin=(-37.0, -30.0))
+    fine = dataclasses.replace(moving, shape=(256, 320), spacing=(0.25, 0.25), origin=(-37.375, -30.375))
+    field = total_field(_smooth_field(AXIAL.shape), match_grids(AXIAL, moving), AXIAL, moving)
+    coarse_result = apply_field(field, Image(_blob(moving, (0, 0), width=9), moving))
+    fine_result = apply_field(field, Image(_blob(fine, (0, 0), width=9), fine))
+    np.testing.assert_allclose(fine_result, coarse_result, atol=0.02)
+
+
+def test_labels_stay_labels() -> None:
+    labels = np.zeros((1, 64, 80), np.float32)
+    labels[0, 20:40, 20:40] = 7
+    labels[0, 40:50, 20:60] = 1000
+    field = DeformationField(_smooth_field(AXIAL.shape, 3.3), AXIAL)
+    carried = apply_field(field, Image(labels, AXIAL), nearest=True)
+    assert set(np.unique(carried)) == {0, 7, 1000}
+
+
+def test_whole_voxel_shift_by_hand() -> None:
+    image = Image(np.random.default_rng(0).random((3, 64, 80), np.float32), AXIAL)
+    displacement = torch.zeros(2, 64, 80)
+    displacement[0] += 3
+    displacement[1] -= 5
+    carried = apply_field(DeformationField(displacement, AXIAL), image)
+    np.testing.assert_allclose(carried[:, :61, 5:], image.array[:, 3:, :75], atol=1e-4)
+    assert (carried[:, 61:] == image.array.min()).all()
+
+
+def test_field_and_image_must_belong_together() -> None:
+    field = DeformationField(_smooth_field(AXIAL.shape), AXIAL)
+    array = np.random.default_rng(0).random((1, 64, 80), np.float32)
+    with pytest.raises(ImageError, match="axial"):
+        apply_field(field, Image(array, dataclasses.replace(AXIAL, plane="sagittal")))
+    with pytest.raises(ImageError, match="2-D field and a 3-D image"):
+        apply_field(field, Image(array[:, None], Geometry.picture((1, 64, 80))))
+
+
+@settings(max_examples=25)
+@given(st.floats(0.4, 3), st.floats(-20, 20), st.integers(33, 90), st.integers(33, 90))
+def test_total_field_ends_where_the_match_says(spacing: float, shift: float, height: int, width: int) -> None:
+    moving = dataclasses.replace(
+        AXIAL, shape=(height, width), spacing=(spacing, 1.2 * spacing), origin=(-40 + shift, -32.0)
+    )
+    match = match_grids(AXIAL, moving)
+    total = total_field(torch.zeros(2, 64, 80), match, AXIAL, moving)
+    there = np.array([10, 20]) + total.displacement[:, 10, 20].double().numpy()
+    expected = moving.index_to_physical(match.affine @ [10, 20, 1])
+    np.testing.assert_allclose(AXIAL.index_to_physical(there), expected, atol=1e-3)
