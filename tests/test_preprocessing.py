@@ -182,9 +182,7 @@ def test_overlap_decides_at_a_quarter() -> None:
     assert shifted(65) == "physical spacing, centred"
 
 
-@pytest.mark.parametrize(
-    ("shape", "scale"), [((128, 160), 0.5), ((32, 40), 2.0), ((64, 160), 0.5), ((64, 64), 1.0)]
-)
+@pytest.mark.parametrize(("shape", "scale"), [((128, 160), 0.5), ((32, 40), 2.0), ((64, 160), 0.5), ((64, 64), 1.0)])
 def test_pictures_fill_the_frame_with_one_scale(shape: tuple[int, int], scale: float) -> None:
     match = match_grids(Geometry.picture((64, 80)), Geometry.picture(shape))
     assert match.method == "centred and scaled"
@@ -239,9 +237,7 @@ def test_downsampling_does_not_alias() -> None:
 
 def test_volumes_use_the_same_code() -> None:
     fixed = Geometry((6, 8, 10), (1.0, 1.0, 2.0), (0, 0, 0), ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
-    moving = dataclasses.replace(
-        fixed, origin=(9.0, 7.0, 10.0), direction=((-1, 0, 0), (0, -1, 0), (0, 0, -1))
-    )
+    moving = dataclasses.replace(fixed, origin=(9.0, 7.0, 10.0), direction=((-1, 0, 0), (0, -1, 0), (0, 0, -1)))
     array = np.random.default_rng(0).random((1, 6, 8, 10), np.float32)
     resampled = resample_to_grid(array, match_grids(fixed, moving), fixed.shape)
     np.testing.assert_allclose(resampled, array[:, ::-1, ::-1, ::-1], atol=1e-4)

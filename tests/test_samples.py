@@ -35,9 +35,7 @@ def error(sample: Sample, known: KnownTransform) -> float:
     """Mean absolute difference, in grey levels, of ``original`` deformed by ``known`` and ``moving``."""
     original, moving = pixels(sample.original), pixels(sample.moving)
     points = np.indices(moving.shape[:2]) + known.displacement(moving.shape[:2])
-    deformed = np.stack(
-        [ndimage.map_coordinates(c, points, order=1) for c in np.moveaxis(original, -1, 0)], axis=-1
-    )
+    deformed = np.stack([ndimage.map_coordinates(c, points, order=1) for c in np.moveaxis(original, -1, 0)], axis=-1)
     limits = np.reshape(moving.shape[:2], (2, 1, 1)) - 1
     seen = ((points >= 0) & (points <= limits)).all(axis=0)
     return float(np.abs(deformed - moving)[seen].mean())
@@ -97,19 +95,14 @@ def test_known_transform_turns_original_into_moving(sample: Sample) -> None:
 
 
 @each_sample
-@pytest.mark.parametrize(
-    "change", [("rotation", 0.5), ("rotation", -0.5), ("scale", 0.01), ("scale", -0.01)], ids=str
-)
+@pytest.mark.parametrize("change", [("rotation", 0.5), ("rotation", -0.5), ("scale", 0.01), ("scale", -0.01)], ids=str)
 def test_known_rotation_and_scale_are_the_best(sample: Sample, change: tuple[str, float]) -> None:
     name, step = change
     height, width = pixels(sample.moving).shape[:2]
     # About the image's middle, so that the change is not a large translation in disguise.
     middle = ((height - 1) / 2, (width - 1) / 2)
     known = sample.known if sample.known.centre != (0.0, 0.0) else replace(sample.known, centre=middle)
-    assert (
-        error(sample, replace(known, **{name: getattr(known, name) + step}))
-        > error(sample, sample.known) + 0.5
-    )
+    assert error(sample, replace(known, **{name: getattr(known, name) + step})) > error(sample, sample.known) + 0.5
 
 
 @each_sample
@@ -177,9 +170,7 @@ def test_constant_control_is_a_shift() -> None:
     columns=st.integers(4, 8),
     seed=st.integers(0, 1000),
 )
-def test_agrees_with_itk(
-    rotation: float, scale: float, y: float, x: float, rows: int, columns: int, seed: int
-) -> None:
+def test_agrees_with_itk(rotation: float, scale: float, y: float, x: float, rows: int, columns: int, seed: int) -> None:
     height, width = 23, 31
     control = 3.0 * np.random.default_rng(seed).standard_normal((2, rows, columns))
     known = KnownTransform(rotation, scale, (y, x), (9.0, 14.5), control)
@@ -193,9 +184,7 @@ def test_agrees_with_itk(
     # ITK's splines end just before the last pixel; the two parts add, as in the formula.
     for row, column in [(0, 0), (5, 17), (11, 3), (21, 29)]:
         point = (float(column), float(row))
-        expected = (
-            np.array(similarity.TransformPoint(point)) + spline.TransformPoint(point) - 2 * np.array(point)
-        )
+        expected = np.array(similarity.TransformPoint(point)) + spline.TransformPoint(point) - 2 * np.array(point)
         np.testing.assert_allclose(field[::-1, row, column], expected, atol=1e-9)
 
 

@@ -1,8 +1,9 @@
-"""Training and validation pairs: read from a CSV, misaligned by a deformation that is drawn first and then applied.
+"""Training and validation pairs: read from a CSV, misaligned by a deformation drawn first, then applied.
 
-The deformation ``p`` that makes the moving image is known exactly, ``moving(x) = truth(x + p(x))``, with ``truth`` on
-the fixed grid. Everything random is drawn as parameters from an explicit generator; what is drawn is then applied by
-deterministic code, so that the truth is kept and a seed gives the same samples again.
+The deformation ``p`` that makes the moving image is known exactly, ``moving(x) = truth(x + p(x))``, with
+``truth`` on the fixed grid. Everything random is drawn as parameters from an explicit generator; what is
+drawn is then applied by deterministic code, so that the truth is kept and a seed gives the same samples
+again.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Pair:
-    """One row of a pairs CSV: two images of one patient that are aligned as well as their source could align them."""
+    """One row of a pairs CSV: two images of one patient, aligned as well as their source could."""
 
     id: str
     task: str
@@ -47,12 +48,15 @@ class Pair:
 
 
 def read_pairs(path: Path, *, split: str | None = None) -> list[Pair]:
-    """Rows of a CSV with columns ``fixed``, ``moving`` and ``task`` (``slice`` or ``id``, ``split``, ``case`` if there are).
+    """Rows of a CSV with columns ``fixed``, ``moving`` and ``task`` (``slice`` or ``id``, ``split``, ``case``
+    if there are).
 
     Image paths are relative to the CSV. Raises :class:`DatasetError` for a missing file, column or task.
     """
     if not path.is_file():
-        raise DatasetError(f"{path}: no such pairs CSV; expected a file with columns task, fixed, moving[, split, case]")
+        raise DatasetError(
+            f"{path}: no such pairs CSV; expected a file with columns task, fixed, moving[, split, case]"
+        )
     with path.open(newline="", encoding="utf-8-sig") as handle:
         reader = csv.DictReader(handle)
         missing = {"task", "fixed", "moving"} - set(reader.fieldnames or ())
@@ -73,15 +77,15 @@ def read_pairs(path: Path, *, split: str | None = None) -> list[Pair]:
     return chosen
 
 
-# --- drawn, then applied ------------------------------------------------------------------------------------------
+# --- drawn, then applied --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Misalignment:
-    """A family of deformations; lengths in pixels, angles in degrees, all drawn uniformly from +- their value.
+    """A family of deformations; lengths in pixels, angles in degrees, each drawn from +- its value.
 
     Attributes:
-        elastic: amplitude of uniform noise in [-1, 1] before it is blurred with a Gaussian of ``sigma`` pixels.
+        elastic: factor of uniform noise in [-1, 1] that is blurred with a Gaussian of ``sigma`` pixels.
         scale: largest relative change of size.
     """
 
@@ -92,7 +96,7 @@ class Misalignment:
     sigma: float = 16.0
 
     def draw(self, count: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-        """``count`` fields ``p``, ``count 2 H W``, with ``moving(x) = truth(x + p(x))``: elastic first, affine after."""
+        """Fields ``p``, ``count 2 H W``: ``moving(x) = truth(x + p(x))``; elastic first, affine after."""
         uniform = torch.rand(count, 4, generator=generator, device=generator.device) * 2 - 1
         angle, factor = uniform[:, 0] * math.radians(self.rotation), 1 + uniform[:, 1] * self.scale
         cosine, sine, shift = factor * angle.cos(), factor * angle.sin(), uniform[:, 2:] * self.translation
@@ -104,13 +108,16 @@ class Misalignment:
 
 
 def smooth_noise(count: int, shape: tuple[int, int], sigma: float, generator: torch.Generator) -> Tensor:
-    """Uniform noise in [-1, 1] blurred with a Gaussian, ``count 2 H W``; cut from a torus wide enough not to wrap."""
+    """Uniform noise in [-1, 1] blurred with a Gaussian, ``count 2 H W``.
+
+    Cut from a torus wide enough not to wrap.
+    """
     height, width = (n + math.ceil(6 * sigma) for n in shape)
     noise = torch.rand(count, 2, height, width, generator=generator, device=generator.device) * 2 - 1
     fy = torch.fft.fftfreq(height, device=noise.device)[:, None]
     fx = torch.fft.rfftfreq(width, device=noise.device)[None]
     response = torch.exp(-2 * (math.pi * sigma) ** 2 * (fy.square() + fx.square()))
-    blurred = torch.fft.irfft2(torch.fft.rfft2(noise) * response, s=(height, width))
+    blurred: Tensor = torch.fft.irfft2(torch.fft.rfft2(noise) * response, s=(height, width))
     return blurred[..., : shape[0], : shape[1]]
 
 
@@ -124,8 +131,8 @@ MISALIGNMENTS: dict[str, Misalignment] = {
 
 
 def remap_contrast(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Another contrast of the same anatomy, ``B 1 H W`` in [0, 1]: a random curve over the intensities, random blur, a
-    slow bias and noise. One image in five keeps its own contrast."""
+    """Another contrast of the same anatomy, ``B 1 H W`` in [0, 1]: a random curve over the intensities,
+    random blur, a slow bias and noise. One image in five keeps its own contrast."""
     count, device = len(image), image.device
 
     def uniform(*shape: int) -> Tensor:
@@ -163,12 +170,12 @@ def blur(image: Tensor, sigma: Tensor) -> Tensor:
     return F.conv2d(columns, window.view(-1, 1, 1, 2 * radius + 1), groups=len(image)).transpose(0, 1)
 
 
-# --- batches ------------------------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------
 
 
 class Batch(NamedTuple):
-    """Images ``B 1 H W`` in [0, 1]; ``truth`` is the moving image before ``known`` (``B 2 H W``) deformed it; ``mask`` is
-    1 inside the head; modalities index ``MODALITIES``, -1 for a remapped contrast."""
+    """Images ``B 1 H W`` in [0, 1]; ``truth`` is the moving image before ``known`` (``B 2 H W``) deformed it;
+    ``mask`` is 1 inside the head; modalities index ``MODALITIES``, -1 for a remapped contrast."""
 
     fixed: Tensor
     moving: Tensor
@@ -225,7 +232,7 @@ class Mix:
 
     own_contrast: float = 0.5
     misalignments: tuple[tuple[str, float], ...] = (("paper", 0.5), ("rigid", 0.2), ("large", 0.3))
-    pose: Misalignment = Misalignment(translation=8, rotation=10, scale=0.12)  # noqa: RUF009
+    pose: Misalignment = Misalignment(translation=8, rotation=10, scale=0.12)
 
     def __post_init__(self) -> None:
         unknown = [name for name, _ in self.misalignments if name not in MISALIGNMENTS]
@@ -234,16 +241,15 @@ class Mix:
 
 
 def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *, device: torch.device) -> Batch:
-    """One training batch. Tasks are drawn evenly, whatever their number of pairs; ``generator`` lives on ``device``."""
-    cpu = torch.Generator().manual_seed(
-        int(torch.randint(2**31, (1,), generator=generator, device=device).item())
-    )
+    """One training batch; ``generator`` lives on ``device``.
+
+    Tasks are drawn evenly, whatever their number of pairs.
+    """
+    cpu = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=device).item()))
     tasks = [data.indices(t) for t in TASKS if data.indices(t)]
     task = torch.randint(len(tasks), (size,), generator=cpu).tolist()
     chosen = torch.tensor([tasks[t][int(torch.randint(len(tasks[t]), (1,), generator=cpu))] for t in task])
-    fixed, moving, mask = (
-        t[chosen].to(device).float() for t in (data.fixed, data.moving, data.mask)
-    )
+    fixed, moving, mask = (t[chosen].to(device).float() for t in (data.fixed, data.moving, data.mask))
     fixed, moving = fixed / 255, moving / 255
     modality_moving = data.modality_moving[chosen].to(device)
     modality_fixed = torch.zeros_like(modality_moving)
@@ -258,7 +264,10 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
     remapped = remap_contrast(source, generator)
     modality_fixed = torch.where(from_moving, modality_moving, modality_fixed)
     modality_moving = torch.where(own, -1, modality_moving)
-    fixed, moving = torch.where(own.view(-1, 1, 1, 1), source, fixed), torch.where(own.view(-1, 1, 1, 1), remapped, moving)
+    fixed, moving = (
+        torch.where(own.view(-1, 1, 1, 1), source, fixed),
+        torch.where(own.view(-1, 1, 1, 1), remapped, moving),
+    )
     # Gains and gammas that no modality would be recognised by.
     gamma = 1 + 0.6 * (uniform(2, size, 1, 1, 1) - 0.5)
     fixed, moving = fixed.clamp(0, 1) ** gamma[0], moving.clamp(0, 1) ** gamma[1]
@@ -288,14 +297,15 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
 def validation_batch(
     data: PairSet, indices: Sequence[int], misalignment: Misalignment, *, draw: int, device: torch.device
 ) -> Batch:
-    """Pairs as they are, each deformed by a field that depends only on the pair's place in its split and on ``draw``."""
+    """Pairs as they are, each deformed by a field of its own.
+
+    The field depends only on the pair's place in its split and on ``draw``.
+    """
     chosen = torch.tensor(list(indices))
     fixed, moving, mask = (t[chosen].to(device).float() for t in (data.fixed, data.moving, data.mask))
     fixed, moving = fixed / 255, moving / 255
     shape = (fixed.shape[-2], fixed.shape[-1])
-    fields = [
-        misalignment.draw(1, shape, torch.Generator().manual_seed(100_003 * draw + index)) for index in indices
-    ]
+    fields = [misalignment.draw(1, shape, torch.Generator().manual_seed(100_003 * draw + index)) for index in indices]
     known = torch.cat(fields).to(device)
     modality = data.modality_moving[chosen].to(device)
     return Batch(fixed, warp(moving, known), moving, known, mask, torch.zeros_like(modality), modality)

@@ -2,10 +2,11 @@
 
 The convention, used everywhere inside the package, in 2-D and 3-D:
 
-- A displacement field ``u`` is *pull-back*: it lives on the fixed grid and says where to look in the moving image,
-  ``aligned(x) = moving(x + u(x))``.
-- It is measured in voxels of its own grid; its components are ordered like the tensor's spatial axes: ``(y, x)`` in
-  2-D, ``(z, y, x)`` in 3-D. Only files hold ``(x, y[, z])`` in LPS mm (see ``io.write_deformation``).
+- A displacement field ``u`` is *pull-back*: it lives on the fixed grid and says where to look in the moving
+  image, ``aligned(x) = moving(x + u(x))``.
+- It is measured in voxels of its own grid; its components are ordered like the tensor's spatial axes:
+  ``(y, x)`` in 2-D, ``(z, y, x)`` in 3-D. Only files hold ``(x, y[, z])`` in LPS mm (see
+  ``io.write_deformation``).
 - Voxel *centres* are the samples and the corner voxels' centres are the ends of the grid
   (``align_corners=True`` in torch's words).
 - Shapes are written ``B C *S`` for images and ``B D *S`` for fields, with ``D == len(S)``.
@@ -98,7 +99,8 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
 def invert(displacement: Tensor, *, iterations: int = 20) -> Tensor:
     """The field ``v`` with ``compose(u, v) = 0``, by the fixed-point iteration ``v <- -u(x + v)``.
 
-    Converges where the field does not fold and is contracting (Chen et al., Med. Phys. 35, 2008). ``B D *S`` -> ``B D *S``.
+    ``B D *S`` -> ``B D *S``. Converges where the field does not fold and is contracting (Chen et al., Med.
+    Phys. 35, 2008).
     """
     inverse = -displacement
     for _ in range(iterations):
@@ -111,14 +113,14 @@ def integrate(velocity: Tensor, *, squarings: int = 4) -> Tensor:
 
     ``B D *S`` in voxels -> ``B D *S``. ``integrate(-v)`` is the inverse of ``integrate(v)``.
     """
-    displacement = velocity / 2**squarings
+    displacement: Tensor = velocity / 2**squarings
     for _ in range(squarings):
         displacement = compose(displacement, displacement)
     return displacement
 
 
 def resize_field(displacement: Tensor, *, shape: tuple[int, ...]) -> Tensor:
-    """Bring a field to a grid of another size over the same extent; its values are rescaled to the new voxels.
+    """Bring a field to a grid of another size over the same extent; its values become voxels of that grid.
 
     Corner voxel centres stay on corner voxel centres, so a field linear in x is reproduced exactly.
     """
@@ -171,9 +173,10 @@ class DeformationField:
     """A displacement field with the geometry of the grid it lives on.
 
     Attributes:
-        displacement: ``D *S`` float32 on the CPU, pull-back, in voxels of the grid, components in tensor axis order.
-        geometry: of the fixed grid. The field maps a physical point of the fixed image to the physical point of the
-            moving image that shows the same anatomy.
+        displacement: ``D *S`` float32 on the CPU, pull-back, in voxels of the grid, components in tensor axis
+            order.
+        geometry: of the fixed grid. The field maps a physical point of the fixed image to the physical point
+            of the moving image that shows the same anatomy.
     """
 
     displacement: Tensor

@@ -79,22 +79,16 @@ class Geometry:
         sizes = {"spacing": len(self.spacing), "origin": len(self.origin), "direction": len(self.direction)}
         for name, size in sizes.items():
             if size != dimensions:
-                raise ImageError(
-                    f"{name} has {size} entries on a {dimensions}-D grid; give one for each axis"
-                )
+                raise ImageError(f"{name} has {size} entries on a {dimensions}-D grid; give one for each axis")
         if any(len(row) != dimensions for row in self.direction):
-            raise ImageError(
-                f"direction {self.direction} is not square; give {dimensions} rows of {dimensions}"
-            )
+            raise ImageError(f"direction {self.direction} is not square; give {dimensions} rows of {dimensions}")
         if not all(math.isfinite(value) and value > 0 for value in self.spacing):
             raise ImageError(f"spacing {self.spacing}; expected positive mm; repair the file's header")
         if not all(math.isfinite(value) for value in self.origin):
             raise ImageError(f"origin {self.origin}; expected finite mm; repair the file's header")
         matrix = np.asarray(self.direction, dtype=np.float64)
         if not np.allclose(matrix @ matrix.T, np.eye(dimensions), atol=1e-3):
-            raise ImageError(
-                f"direction {self.direction}; expected orthonormal axes; resample the image first"
-            )
+            raise ImageError(f"direction {self.direction}; expected orthonormal axes; resample the image first")
         self._check_kind(matrix)
 
     def _check_kind(self, matrix: NDArray[np.float64]) -> None:
@@ -105,11 +99,7 @@ class Geometry:
             )
         if self.physical:
             return
-        pixels = (
-            set(self.spacing) == {1}
-            and set(self.origin) == {0}
-            and bool((matrix == np.eye(len(matrix))).all())
-        )
+        pixels = set(self.spacing) == {1} and set(self.origin) == {0} and bool((matrix == np.eye(len(matrix))).all())
         if not pixels or self.positioned or self.plane is not None:
             raise ImageError(
                 f"a picture with spacing {self.spacing}, origin {self.origin}, plane {self.plane}; expected "
@@ -182,11 +172,7 @@ def slice_geometry(
     """
     axes = np.stack([np.asarray(x_axis, dtype=np.float64), np.asarray(y_axis, dtype=np.float64)], axis=1)
     lengths = np.linalg.norm(axes, axis=0)
-    if (
-        not np.isfinite(axes).all()
-        or (lengths == 0).any()
-        or abs(axes[:, 0] @ axes[:, 1]) > 1e-2 * lengths.prod()
-    ):
+    if not np.isfinite(axes).all() or (lengths == 0).any() or abs(axes[:, 0] @ axes[:, 1]) > 1e-2 * lengths.prod():
         raise ImageError(
             f"slice axes {axes.T.tolist()}; expected two perpendicular directions; repair the file's header"
         )

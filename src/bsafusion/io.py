@@ -15,7 +15,7 @@ import secrets
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,9 +70,7 @@ class _Pixels:
     meta: dict[str, str | float] = field(default_factory=dict)
 
 
-def read_image(
-    path: PathLike, *, slice_index: int | None = None, modality: Modality = Modality.UNKNOWN
-) -> Image:
+def read_image(path: PathLike, *, slice_index: int | None = None, modality: Modality = Modality.UNKNOWN) -> Image:
     """Read one 2-D image.
 
     PNG, JPEG and TIFF (8 or 16 bit, grey or RGB, float TIFF) become pictures in pixel units; their DPI says
@@ -90,9 +88,7 @@ def read_image(
     path = Path(path)
     try:
         kind = _recognise(path)
-        if slice_index is not None and kind != "NIfTI":
-            raise ImageError(f"{kind} holds one slice but slice_index={slice_index} was given; leave it out")
-        pixels = _read_nifti(path, slice_index) if kind == "NIfTI" else _READERS[kind](path)
+        pixels = _read_pixels(path, kind, slice_index)
         array, meta = pixels.array, {"format": kind, **pixels.meta}
         if len(array) == 3 and (array == array[:1]).all():
             array = array[:1]
@@ -112,6 +108,14 @@ def read_image(
         raise ImageError(f"{path.name}: {error}") from error
     except OSError as error:
         raise ImageError(f"{path.name}: cannot be read ({error}); check the file") from error
+
+
+def _read_pixels(path: Path, kind: str, slice_index: int | None) -> _Pixels:
+    if kind == "NIfTI":
+        return _read_nifti(path, slice_index)
+    if slice_index is not None:
+        raise ImageError(f"{kind} holds one slice but slice_index={slice_index} was given; leave it out")
+    return _read_dicom(path) if kind == "DICOM" else _read_picture(path, kind)
 
 
 def _recognise(path: Path) -> str:
@@ -137,13 +141,18 @@ def _recognise(path: Path) -> str:
         return _recognise_gzip(path)
     if _is_nifti(head):
         return "NIfTI"
-    if all(byte > 31 or byte in b"\t\n\r\f" for byte in head):
+    if _is_text(head):
         raise ImageError("is a text file; expected PNG, JPEG, TIFF, NIfTI or DICOM")
     if path.suffix.lower() == ".dcm":
         return "DICOM"
     found = next((name for magic, name in _OTHER_FORMATS.items() if head.startswith(magic)), None)
     found = found or f"an unknown format (first bytes {head[:4].hex(' ')})"
     raise ImageError(f"is {found}; expected PNG, JPEG, TIFF, NIfTI or DICOM; convert it first")
+
+
+def _is_text(head: bytes) -> bool:
+    printable = all(byte > 31 or byte in b"\t\n\r\f" for byte in head)
+    return printable and sum(byte < 128 for byte in head) > len(head) / 2
 
 
 def _recognise_gzip(path: Path) -> str:
@@ -161,7 +170,7 @@ def _is_nifti(head: bytes) -> bool:
     return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")
 
 
-# --- PNG, JPEG, TIFF --------------------------------------------------------------------------------
+# --- PNG, JPEG, TIFF ---------------------------------------------------------------------
 
 
 def _read_picture(path: Path, kind: str) -> _Pixels:
@@ -170,7 +179,8 @@ def _read_picture(path: Path, kind: str) -> _Pixels:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
         try:
-            with PIL.Image.open(path, formats=[kind]) as picture:
+            # Given a path, Pillow memory-maps uncompressed TIFF and scrambles those stored on their side.
+            with path.open("rb") as stream, PIL.Image.open(stream, formats=[kind]) as picture:
                 return _picture_pixels(picture, path, kind)
         except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
             raise ImageError("far more pixels than 2048 x 2048; crop or downsample it first") from error
@@ -208,9 +218,7 @@ def _has_16_bit_colour(picture: PIL.Image.Image, path: Path) -> bool:
     if picture.format != "PNG":
         return False
     with path.open("rb") as stream:
-        depth, colour_type = stream.read(26)[
-            24:
-        ]  # IHDR: bit depth, then 2 RGB, 4 grey + alpha, 6 RGB + alpha
+        depth, colour_type = stream.read(26)[24:]  # IHDR: bit depth, then 2 RGB, 4 grey + alpha, 6 RGB + alpha
     return depth == 16 and colour_type in (2, 4, 6)
 
 
@@ -256,7 +264,7 @@ def _decode(picture: PIL.Image.Image, kind: str) -> tuple[NDArray[Any], str]:
     return array, dtype
 
 
-# --- NIfTI --------------------------------------------------------------------------------
+# --- NIfTI ---------------------------------------------------------------------
 
 
 @contextmanager
@@ -289,9 +297,7 @@ def _read_nifti(path: Path, slice_index: int | None) -> _Pixels:
             shape = shape[:-1]
         (x, y), through, index = _choose_slice(shape, slice_index)
         check_size((shape[y], shape[x]))
-        selection = [
-            slice(None) if axis in (x, y) else (index if axis == through else 0) for axis in range(nifti.ndim)
-        ]
+        selection = [slice(None) if axis in (x, y) else (index if axis == through else 0) for axis in range(nifti.ndim)]
         array = np.asarray(nifti.dataobj[tuple(selection)])
         stored = nifti.get_data_dtype()
         geometry, tilt = _nifti_geometry(nifti, x=x, y=y, through=through, index=index)
@@ -316,21 +322,17 @@ def _choose_slice(shape: tuple[int, ...], slice_index: int | None) -> tuple[tupl
             raise ImageError(f"a 2-D NIfTI but slice_index={slice_index} was given; leave it out")
         return (0, 1), None, 0
     if len(shape) != 3:
-        raise ImageError(
-            f"{len(shape)}-D NIfTI of shape {shape}; expected one slice or one volume; extract it first"
-        )
+        raise ImageError(f"{len(shape)}-D NIfTI of shape {shape}; expected one slice or one volume; extract it first")
     single = [axis for axis in range(3) if shape[axis] == 1]
     if len(single) == 1 and slice_index is None:
         x, y = (axis for axis in range(3) if axis != single[0])
         return (x, y), single[0], 0
     if slice_index is None:
         raise ImageError(
-            f"3-D volume of shape {shape} where a slice is meant: pass slice_index (CLI: --slice K)"
+            f"3-D volume of shape {shape} where a slice is meant: pass slice_index (command line: --fixed-slice, --moving-slice or --image-slice)"
         )
     if not 0 <= slice_index < shape[2]:
-        raise ImageError(
-            f"slice_index={slice_index} of a volume of shape {shape}; expected 0..{shape[2] - 1}"
-        )
+        raise ImageError(f"slice_index={slice_index} of a volume of shape {shape}; expected 0..{shape[2] - 1}")
     return (0, 1), 2, slice_index
 
 
@@ -408,7 +410,7 @@ def _nifti_bytes(array: NDArray[Any], geometry: Geometry, *, intent: str = "none
     return gzip.compress(nifti.to_bytes(), mtime=0)
 
 
-# --- DICOM --------------------------------------------------------------------------------
+# --- DICOM ---------------------------------------------------------------------
 
 
 def _read_dicom(path: Path) -> _Pixels:
@@ -421,9 +423,7 @@ def _read_dicom(path: Path) -> _Pixels:
                 raise ImageError("DICOM without pixels; expected an image; choose one of the slices")
             frames = int(dataset.get("NumberOfFrames") or 1)
             if frames > 1:
-                raise ImageError(
-                    f"DICOM with {frames} frames; expected one slice; extract one frame to a file"
-                )
+                raise ImageError(f"DICOM with {frames} frames; expected one slice; extract one frame to a file")
             check_size((int(dataset.Rows), int(dataset.Columns)))
             syntax = _check_decoder(dataset)
             array, dtype, meta = _dicom_array(dataset)
@@ -441,7 +441,7 @@ def _read_dicom(path: Path) -> _Pixels:
 
 
 def _one_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _check_decoder(dataset: pydicom.Dataset) -> str:
@@ -459,14 +459,18 @@ def _check_decoder(dataset: pydicom.Dataset) -> str:
         except NotImplementedError:
             available = False
         if not available:
-            raise ImageError(
-                f'DICOM compressed as {syntax.name}; no decoder here; pip install "bsafusion[dicom]"'
-            )
+            raise ImageError(f'DICOM compressed as {syntax.name}; no decoder here; pip install "bsafusion[dicom]"')
     return str(syntax.name)
 
 
 def _dicom_array(dataset: pydicom.Dataset) -> tuple[NDArray[Any], str, dict[str, str | float]]:
-    raw = pixel_array(dataset)
+    try:
+        raw = pixel_array(dataset)
+    except RuntimeError as error:
+        raise ImageError(
+            f'DICOM pixels cannot be decoded ({_one_line(error)}); pip install "bsafusion[dicom]" '
+            "or export it uncompressed"
+        ) from error
     photometric = str(dataset.PhotometricInterpretation)
     meta: dict[str, str | float] = {}
     if photometric == "PALETTE COLOR":
@@ -501,15 +505,7 @@ def _dicom_geometry(dataset: pydicom.Dataset) -> tuple[Geometry, float]:
     )
 
 
-_READERS: dict[str, Callable[[Path], _Pixels]] = {
-    "PNG": lambda path: _read_picture(path, "PNG"),
-    "JPEG": lambda path: _read_picture(path, "JPEG"),
-    "TIFF": lambda path: _read_picture(path, "TIFF"),
-    "DICOM": _read_dicom,
-}
-
-
-# --- writing --------------------------------------------------------------------------------
+# --- writing ---------------------------------------------------------------------
 
 
 def _temporary_sibling(path: Path) -> Path:
@@ -571,9 +567,7 @@ def _check_replaceable(out: Path, *, overwrite: bool, marker: str) -> None:
     if not overwrite:
         raise FileExistsError(f"{out} exists and is not empty; choose another folder or allow overwriting")
     if not (out / marker).is_file():
-        raise FileExistsError(
-            f"{out} has no {marker}, so it is not a result folder; remove it or choose another"
-        )
+        raise FileExistsError(f"{out} has no {marker}, so it is not a result folder; remove it or choose another")
 
 
 def write_json(path: PathLike, data: Any) -> None:
@@ -618,27 +612,17 @@ def write_image(
     stored = image.dtype if isinstance(image, Image) else None
     nifti = path.name.lower().endswith(".nii.gz")
     if not nifti and path.suffix.lower() not in (".png", ".tif", ".tiff"):
-        raise ImageError(
-            f"{path.name}: cannot write {path.suffix or 'no suffix'}; use .png, .tif, .tiff or .nii.gz"
-        )
+        raise ImageError(f"{path.name}: cannot write {path.suffix or 'no suffix'}; use .png, .tif, .tiff or .nii.gz")
     if array.ndim not in ((3, 4) if nifti else (3,)) or array.shape[0] not in (1, 3) or array.size == 0:
-        raise ImageError(
-            f"{path.name}: array of shape {array.shape}; expected channels first, (1 or 3, H, W)"
-        )
+        raise ImageError(f"{path.name}: array of shape {array.shape}; expected channels first, (1 or 3, H, W)")
     if not np.isfinite(array).all():
         raise ImageError(f"{path.name}: NaN or infinite values; expected finite ones; replace them first")
     if nifti:
         grid = image.geometry if isinstance(image, Image) else geometry
         if grid is None or grid.shape != array.shape[1:]:
-            raise ImageError(
-                f"{path.name}: NIfTI needs the geometry of a grid {array.shape[1:]}; pass geometry="
-            )
+            raise ImageError(f"{path.name}: NIfTI needs the geometry of a grid {array.shape[1:]}; pass geometry=")
         keep = len(array) == 1 and dtype is None and value_range is None
-        values = (
-            array.astype(np.float32)
-            if keep
-            else _quantise(array, value_range, dtype or "uint8", stored, path)
-        )
+        values = array.astype(np.float32) if keep else _quantise(array, value_range, dtype or "uint8", stored, path)
         content = _nifti_bytes(_nifti_layout(values), grid)
         with write_whole(path) as temporary:
             temporary.write_bytes(content)
@@ -657,15 +641,11 @@ def _quantise(
     largest = float(np.iinfo(dtype).max)
     if value_range is None:
         if stored != dtype:
-            raise ImageError(
-                f"{path.name}: {stored or 'array'} values as {dtype} need value_range=(low, high)"
-            )
+            raise ImageError(f"{path.name}: {stored or 'array'} values as {dtype} need value_range=(low, high)")
         value_range = (0.0, largest)
     low, high = value_range
     if not (np.isfinite([low, high]).all() and high > low):
-        raise ImageError(
-            f"{path.name}: value_range {value_range}; expected finite (low, high) with low < high"
-        )
+        raise ImageError(f"{path.name}: value_range {value_range}; expected finite (low, high) with low < high")
     scaled = (array.astype(np.float64) - low) * (largest / (high - low))
     return np.clip(np.rint(scaled), 0, largest).astype(dtype)
 
@@ -693,7 +673,7 @@ def _write_picture(path: Path, array: NDArray[Any]) -> None:
             PIL.Image.fromarray(pixels).save(temporary)
 
 
-# --- deformation fields --------------------------------------------------------------------------------
+# --- deformation fields ---------------------------------------------------------------------
 
 
 def read_deformation(path: PathLike) -> DeformationField:

@@ -1,8 +1,8 @@
 """The composite loss: the published terms by their names, and supervision by the known field.
 
-Images are ``B 1 H W`` in [0, 1]; fields pull back, in voxels of their grid (see ``deformation``). The known field ``p``
-(``known``) is the one that made the moving image, ``moving(x) = truth(x + p(x))``; a pair of fields out of the middle
-grid is right where ``x_moving + p(x_moving) = x_fixed``.
+Images are ``B 1 H W`` in [0, 1]; fields pull back, in voxels of their grid (see ``deformation``). The known
+field ``p`` (``known``) is the one that made the moving image, ``moving(x) = truth(x + p(x))``; a pair of
+fields out of the middle grid is right where ``x_moving + p(x_moving) = x_fixed``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def active(weights: LossWeights) -> set[str]:
     return {f.name for f in fields(weights) if getattr(weights, f.name) > 0}
 
 
-# --- images -------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def _gaussian_window(x: Tensor, size: int = 11, sigma: float = 1.5) -> Tensor:
@@ -55,7 +55,10 @@ def _gaussian_window(x: Tensor, size: int = 11, sigma: float = 1.5) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Mean SSIM per image, ``B``: 11x11 Gaussian, sigma 1.5, range 1, valid region (Wang et al., IEEE TIP 2004)."""
+    """Mean SSIM per image, ``B`` (Wang et al., IEEE TIP 2004).
+
+    11x11 Gaussian window of sigma 1.5, range 1, valid region.
+    """
     window = _gaussian_window(a)
     stack = torch.cat([a, b, a * a, b * b, a * b], dim=1)
     channels = stack.shape[1]
@@ -71,7 +74,9 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 def sobel_magnitude(image: Tensor) -> Tensor:
     """Sobel gradient magnitude, ``B 1 H W``, border repeated; scaled so that a unit ramp has magnitude 1."""
-    kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=image.device, dtype=image.dtype)
+    kernel = torch.tensor(
+        [[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=image.device, dtype=image.dtype
+    )
     kernels = torch.stack([kernel, kernel.T])[:, None] / 8
     gradient = F.conv2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), kernels)
     return (gradient.square().sum(1, keepdim=True) + 1e-8).sqrt()
@@ -98,13 +103,16 @@ def intensity_loss(fused: Tensor, fixed: Tensor, aligned: Tensor) -> Tensor:
     return (fused - torch.maximum(fixed, aligned)).abs().mean()
 
 
-# --- modality -----------------------------------------------------------------------------------------------------
+# --- modality -------------------------------------------------------------------------------------
 
 
 def modality_losses(
     representation: Representation, modality_fixed: Tensor, modality_moving: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """L_ce1 and L_ce2. Modalities ``B``, indices into ``MODALITIES``; -1 where there is none (a remapped contrast)."""
+    """L_ce1 and L_ce2.
+
+    Modalities ``B`` index ``MODALITIES``; -1 where there is none (a remapped contrast).
+    """
     logits = torch.cat(representation.logits).float()
     target = torch.cat([modality_fixed, modality_moving])
     known = target >= 0
@@ -120,7 +128,7 @@ def modality_losses(
     return ce1, ce2
 
 
-# --- fields -------------------------------------------------------------------------------------------------------
+# --- fields ---------------------------------------------------------------------------------------
 
 
 def smoothness(field: Tensor) -> Tensor:
@@ -187,7 +195,10 @@ def _tent(distance: Tensor) -> Tensor:
 
 
 def match_loss(alignment: Alignment, known: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy between what each step compares and the known partner (bilinear soft labels), inside the head."""
+    """Cross-entropy between what each step compares and the known partner, inside the head.
+
+    Labels are soft: the bilinear weights of the partner's position.
+    """
     terms = [
         _affine_match(step, known, mask) if step.name == "affine" else _window_match(step, known, mask)
         for step in alignment.steps
@@ -208,7 +219,10 @@ def _affine_match(step: Step, known: Tensor, mask: Tensor) -> Tensor:
     weight_moving = sample(mask, STRIDE * (grid + to_fixed)).flatten(1)
     losses = []
     # Partners of the fixed tokens among the moving ones, then the other way.
-    for field, scores, weight in ((to_moving, logits, weight_fixed), (to_fixed, logits.transpose(1, 2), weight_moving)):
+    for field, scores, weight in (
+        (to_moving, logits, weight_fixed),
+        (to_fixed, logits.transpose(1, 2), weight_moving),
+    ):
         partner = points + field.flatten(2).transpose(1, 2)
         difference = partner[:, :, None] - points[:, None]  # B N N 2
         label = _tent(difference[..., 0]) * _tent(difference[..., 1])
@@ -234,7 +248,10 @@ def _window_match(step: Step, known: Tensor, mask: Tensor) -> Tensor:
 
 
 def error_loss(alignment: Alignment, known: Tensor, mask: Tensor) -> Tensor:
-    """Laplace likelihood of the field's actual error under ``expected_error``; the field itself is not moved by it."""
+    """Laplace likelihood of the field's actual error under ``expected_error``.
+
+    The field itself is not moved by it.
+    """
     if alignment.expected_error is None:
         return mask.sum() * 0
     with torch.no_grad():

@@ -107,9 +107,7 @@ class _Triple:
         for scale, taps in enumerate(_VIF_TAPS):
             window = _gaussian(taps, taps / 5)
             if scale > 0:
-                fixed, moving, fused = (
-                    _filter_valid(image, window)[::2, ::2] for image in (fixed, moving, fused)
-                )
+                fixed, moving, fused = (_filter_valid(image, window)[::2, ::2] for image in (fixed, moving, fused))
             moments_fixed, moments_moving = _moments(fixed, moving, fused, window)
             gains.append((_gain(moments_fixed), _gain(moments_moving)))
         return tuple(gains)
@@ -158,9 +156,7 @@ def _ssim_map(moments: _Moments) -> Array:
     """Wang et al., IEEE TIP 13, 2004, eq. 13."""
     mean_source, mean_fused = moments.mean_source, moments.mean_fused
     luminance = (2 * mean_source * mean_fused + _SSIM_C1) / (mean_source**2 + mean_fused**2 + _SSIM_C1)
-    structure = (2 * moments.covariance + _SSIM_C2) / (
-        moments.variance_source + moments.variance_fused + _SSIM_C2
-    )
+    structure = (2 * moments.covariance + _SSIM_C2) / (moments.variance_source + moments.variance_fused + _SSIM_C2)
     ssim: Array = luminance * structure
     return ssim
 
@@ -291,13 +287,9 @@ def _checked_triple(fixed: ArrayLike, moving: ArrayLike, fused: ArrayLike) -> _T
                 "bring all three onto the fixed grid"
             )
         if image.size == 0 or not np.isfinite(image).all():
-            raise ValueError(
-                f"{name} is empty or holds NaN or infinite values; expected finite values on 0..255"
-            )
+            raise ValueError(f"{name} is empty or holds NaN or infinite values; expected finite values on 0..255")
         if image.min() < -1e-6 or image.max() > 255 + 1e-6:
-            raise ValueError(
-                f"{name} has values in [{image.min():g}, {image.max():g}]; expected 0..255: rescale it"
-            )
+            raise ValueError(f"{name} has values in [{image.min():g}, {image.max():g}]; expected 0..255: rescale it")
     if 0 < max(image.max() for image in images.values()) <= 1:
         raise ValueError("all three images have values in [0, 1]; expected 0..255: multiply them by 255")
     return _Triple(images["fixed"], images["moving"], images["fused"])
@@ -330,9 +322,7 @@ def _edge_preservation(source: _Gradient, fused: _Gradient) -> Array:
     strength = np.minimum(source.magnitude, fused.magnitude) / np.where(larger > 0, larger, 1.0)
     strength = np.where(source.magnitude == fused.magnitude, fused.magnitude, strength)
     orientation = 1 - np.abs(source.orientation - fused.orientation) / (np.pi / 2)
-    kept: Array = (0.9994 * 0.9879) / (
-        (1 + np.exp(-15 * (strength - 0.5))) * (1 + np.exp(-22 * (orientation - 0.8)))
-    )
+    kept: Array = (0.9994 * 0.9879) / ((1 + np.exp(-15 * (strength - 0.5))) * (1 + np.exp(-22 * (orientation - 0.8))))
     return kept
 
 
@@ -646,9 +636,7 @@ def _checked_field(field: ArrayLike, name: str) -> Array:
 def _checked_pair(first: ArrayLike, second: ArrayLike, names: tuple[str, str]) -> tuple[Array, Array]:
     a, b = _checked_field(first, names[0]), _checked_field(second, names[1])
     if a.shape != b.shape:
-        raise ValueError(
-            f"{names[0]} has shape {a.shape}, {names[1]} {b.shape}; expected one grid: resize one field"
-        )
+        raise ValueError(f"{names[0]} has shape {a.shape}, {names[1]} {b.shape}; expected one grid: resize one field")
     return a, b
 
 
@@ -711,9 +699,7 @@ def endpoint_residual(known: ArrayLike, recovered: ArrayLike) -> Array:
     return _compose(p, u)
 
 
-def endpoint_error(
-    known: ArrayLike, recovered: ArrayLike, *, spacing: Sequence[float] | None = None
-) -> Array:
+def endpoint_error(known: ArrayLike, recovered: ArrayLike, *, spacing: Sequence[float] | None = None) -> Array:
     """The length of :func:`endpoint_residual` at each voxel of the fixed grid, ``*S``.
 
     In voxels, or in mm with ``spacing``: the voxel size in mm along the tensor's axes, ``(y, x)`` in 2-D.

@@ -186,9 +186,7 @@ def match_grids(fixed: Geometry, moving: Geometry) -> GridMatch:
             "take a slice of the volume"
         )
     if fixed.plane and moving.plane and fixed.plane != moving.plane:
-        raise ImageError(
-            f"fixed slice is {fixed.plane}, moving slice {moving.plane}; expected one plane; reformat one"
-        )
+        raise ImageError(f"fixed slice is {fixed.plane}, moving slice {moving.plane}; expected one plane; reformat one")
     if _same_grid(fixed, moving):
         identity = np.eye(len(fixed.shape) + 1)[:-1]
         return GridMatch(identity, "same grid", "Both images lie on the same grid; nothing was resampled.")
@@ -309,9 +307,7 @@ def _map_points(matrix: NDArray[np.float64], points: NDArray[np.float64]) -> NDA
     return mapped
 
 
-def _sample_points(
-    array: NDArray[np.float32], points: NDArray[np.float64], *, nearest: bool
-) -> NDArray[np.float32]:
+def _sample_points(array: NDArray[np.float32], points: NDArray[np.float64], *, nearest: bool) -> NDArray[np.float32]:
     """``C *S_m`` at points ``D *S`` (indices of ``array``); the minimum of the array outside its frame."""
     source = np.array(array, dtype=np.float32)
     background = source.min()
@@ -342,9 +338,7 @@ def _antialias_sigmas(points: NDArray[np.float64]) -> list[float]:
 # --- carrying images along ---------------------------------------------------------------------
 
 
-def total_field(
-    displacement: Tensor, match: GridMatch, fixed: Geometry, moving: Geometry
-) -> DeformationField:
+def total_field(displacement: Tensor, match: GridMatch, fixed: Geometry, moving: Geometry) -> DeformationField:
     """The whole way from fixed to moving physical points as one field.
 
     ``T(p) = p + d(p)`` with ``T = (moving matrix) o affine o (id + u) o (fixed matrix)^-1``; the result

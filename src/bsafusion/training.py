@@ -1,8 +1,8 @@
 """Training: one loop, the same on CPU, CUDA and MPS, in one process or under ``torchrun``.
 
-Everything random in step ``k`` is drawn from a generator seeded by (seed, k, rank), so a run that is resumed from a
-checkpoint goes on byte for byte as if it had never stopped. Checkpoints are safetensors: weights, optimizer moments
-and, in the header, the step and what else the loop remembers.
+Everything random in step ``k`` is drawn from a generator seeded by (seed, k, rank), so a run that is resumed
+from a checkpoint goes on byte for byte as if it had never stopped. Checkpoints are safetensors: weights,
+optimizer moments and, in the header, the step and what else the loop remembers.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class TrainingCfg:
     """Options of a run.
 
     Attributes:
-        parts: what is trained: ``alignment`` (encoder, MDF-FR, BSFA), ``fusion`` (MMFF, the rest frozen) or ``all``.
+        parts: what is trained: ``alignment`` (encoder, MDF-FR, BSFA), ``fusion`` (MMFF alone) or ``all``.
         steps: optimizer steps; ``batch`` pairs each, over all processes.
-        lr: peak learning rate, reached after ``warmup`` steps and brought down to ``lr / 100`` along a cosine.
+        lr: peak learning rate, reached after ``warmup`` steps, then a cosine down to ``lr / 100``.
         precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere.
         validate_every, checkpoint_every, log_every: in steps.
         suites: misalignments validated on.
@@ -94,7 +94,7 @@ def step_generator(seed: int, step: int, rank: int, device: torch.device) -> tor
     return torch.Generator(device=device).manual_seed(int(mixed) % 2**63)
 
 
-# --- processes ----------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -118,11 +118,11 @@ def average_gradients(parameters: list[torch.nn.Parameter], world: int) -> None:
     flat = torch.cat([g.flatten() for g in grads])
     dist.all_reduce(flat)
     flat /= world
-    for p, g in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+    for p, g in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
         p.grad = g.view_as(p)
 
 
-# --- one step -----------------------------------------------------------------------------------------------------
+# --- one step -------------------------------------------------------------------------------------
 
 
 class Objective:
@@ -179,14 +179,20 @@ class Objective:
         return {name: term for name, term in terms.items() if name in self.wanted}, figures
 
 
-# --- validation ---------------------------------------------------------------------------------------------------
+# --- validation -----------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
 def validate(
-    model: BSAFusion, data: PairSet, suites: tuple[str, ...], *, device: torch.device, draws: int = 1, batch: int = 4
+    model: BSAFusion,
+    data: PairSet,
+    suites: tuple[str, ...],
+    *,
+    device: torch.device,
+    draws: int = 1,
+    batch: int = 4,
 ) -> dict[str, float]:
-    """Mean endpoint error inside the head, pixels, per suite and task: keys ``SUITE/TASK`` and ``SUITE/TASK/before``."""
+    """Mean endpoint error inside the head, pixels: keys ``SUITE/TASK`` and ``SUITE/TASK/before``."""
     was_training = model.training
     model.eval()
     figures: dict[str, float] = {}
@@ -219,7 +225,7 @@ def alignment_score(figures: dict[str, float]) -> float:
 
 @torch.inference_mode()
 def fusion_score(objective: Objective, data: PairSet, *, device: torch.device) -> float:
-    """The weighted fusion loss on the validation pairs under the paper's misalignment; the smaller the better."""
+    """The weighted fusion loss on the validation pairs, misaligned as in the paper; smaller is better."""
     model, mu = objective.model, objective.mu
     values = []
     for start in range(0, len(data), 4):
@@ -254,7 +260,7 @@ def picture_grid(model: BSAFusion, data: PairSet, *, device: torch.device, rows:
     return torch.cat(lines)
 
 
-# --- checkpoints --------------------------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
 def save_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimizer, memory: dict[str, Any]) -> None:
@@ -282,7 +288,7 @@ def load_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimiz
 
 
 def start_from(model: BSAFusion, path: str) -> list[str]:
-    """Fill what fits from another weight file (a stage trained before, fewer steps); returns what stays as drawn."""
+    """Fill what fits from another weight file (a stage trained before); returns what stays as drawn."""
     source, _ = weights.load(path)
     mine, theirs = model.state_dict(), source.state_dict()
     fitting = {k: v for k, v in theirs.items() if k in mine and mine[k].shape == v.shape}
@@ -290,7 +296,7 @@ def start_from(model: BSAFusion, path: str) -> list[str]:
     return sorted(set(mine) - set(fitting))
 
 
-# --- the loop -----------------------------------------------------------------------------------------------------
+# --- the loop -------------------------------------------------------------------------------------
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -310,8 +316,9 @@ def train(
 
     Args:
         pairs: see ``datasets.read_pairs``.
-        out: folder of the run: ``checkpoint.safetensors`` (a run found there is resumed), ``best.safetensors`` with its
-            record, ``last.safetensors``, ``log.jsonl``, ``val_NNNNNN.png`` and tensorboard events.
+        out: folder of the run: ``checkpoint.safetensors`` (a run found there is resumed),
+            ``best.safetensors`` with its record, ``last.safetensors``, ``log.jsonl``, ``val_NNNNNN.png`` and
+            tensorboard events.
         init: weights to start from.
         on_step: called after every step with the step's number and its figures.
         until: stop (with a checkpoint) after this step; the schedule still runs to ``cfg.steps``.
@@ -324,7 +331,9 @@ def train(
     """
     cfg, model_cfg = cfg or TrainingCfg(), model_cfg or PRESETS["default"]()
     if working_shape((cfg.side, cfg.side), model_cfg.working_side) != (cfg.side, cfg.side):
-        raise ValueError(f"side {cfg.side} is not near working_side {model_cfg.working_side}; train at the working size")
+        raise ValueError(
+            f"side {cfg.side} is not near working_side {model_cfg.working_side}; train at the working size"
+        )
     where = torch.device(device)
     with processes(where) as (rank, world):
         if cfg.batch % world:
@@ -334,7 +343,11 @@ def train(
         if init:
             start_from(model, init)
         model = model.to(where).train()
-        frozen = {"alignment": ("fusion.",), "fusion": ("encoder.levels.", "representation.", "alignment."), "all": ()}
+        frozen = {
+            "alignment": ("fusion.",),
+            "fusion": ("encoder.levels.", "representation.", "alignment."),
+            "all": (),
+        }
         for name, parameter in model.named_parameters():
             if name.startswith((*frozen[cfg.parts], "representation.judge.")):
                 parameter.requires_grad_(False)
@@ -352,7 +365,9 @@ def train(
         if checkpoint.is_file():
             memory = load_checkpoint(checkpoint, model, optimizer)
             if memory["options"] != options:
-                changed = sorted(k for k in options["training"] if memory["options"]["training"].get(k) != options["training"][k])
+                changed = sorted(
+                    k for k in options["training"] if memory["options"]["training"].get(k) != options["training"][k]
+                )
                 raise ValueError(
                     f"{out} holds a run with other options ({', '.join(changed) or 'model or init'} differ); "
                     "choose another folder or the same options"
@@ -394,7 +409,10 @@ def train(
             step += 1
             if rank == 0 and board is not None:
                 figures |= {name: float(term.detach()) for name, term in terms.items()}
-                figures |= {"loss": float(loss.detach()), "pairs_per_second": cfg.batch * (step - first) / (time.perf_counter() - started)}
+                figures |= {
+                    "loss": float(loss.detach()),
+                    "pairs_per_second": cfg.batch * (step - first) / (time.perf_counter() - started),
+                }
                 if on_step:
                     on_step(step, figures)
                 if step % cfg.log_every == 0:
@@ -432,17 +450,19 @@ class _Board:
         except ImportError:
             self.writer = None
         else:
-            self.writer = SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
+            self.writer = SummaryWriter(str(out / "tensorboard"))
 
     def log(self, kind: str, step: int, figures: dict[str, float]) -> None:
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"kind": kind, "step": step, **{k: round(v, 5) for k, v in figures.items()}}) + "\n")
+            handle.write(
+                json.dumps({"kind": kind, "step": step, **{k: round(v, 5) for k, v in figures.items()}}) + "\n"
+            )
         if self.writer is not None:
             for name, value in figures.items():
-                self.writer.add_scalar(f"{kind}/{name}", value, step)  # type: ignore[no-untyped-call]
-            self.writer.flush()  # type: ignore[no-untyped-call]
+                self.writer.add_scalar(f"{kind}/{name}", value, step)
+            self.writer.flush()
 
     def picture(self, step: int, grid: Tensor) -> None:
         write_image(self.out / f"val_{step:06d}.png", grid.numpy()[None], value_range=(0, 1))
         if self.writer is not None:
-            self.writer.add_image("val/fixed, moving, aligned, fused", grid[None], step)  # type: ignore[no-untyped-call]
+            self.writer.add_image("val/fixed, moving, aligned, fused", grid[None], step)

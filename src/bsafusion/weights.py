@@ -1,4 +1,4 @@
-"""Weight files: safetensors with a record beside each, never pickle. Records are read without importing torch."""
+"""Weight files: safetensors with a record beside each, never pickle. Records are read without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from bsafusion.models.bsafusion import BSAFusion
 
-FOLDER = Path(__file__).parent / "weights"
+FOLDER = Path(__file__).parent / "pretrained"
 DEFAULT = "default"
 
 
@@ -58,7 +58,9 @@ class WeightsRecord:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{**values, "tasks": tuple(values["tasks"])})
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
-            raise WeightsError(f"{path}: not a weights record ({error}); expected the .json beside a .safetensors") from error
+            raise WeightsError(
+                f"{path}: not a weights record ({error}); expected the .json beside a .safetensors"
+            ) from error
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -75,7 +77,7 @@ def file_sha256(path: Path) -> str:
 
 
 def find(name_or_path: str) -> tuple[WeightsRecord, Path]:
-    """The record and the file behind ``--weights``: a shipped name, or the path of a ``.safetensors`` with its record.
+    """The record and the file behind ``--weights``: a shipped name, or a ``.safetensors`` with its record.
 
     Raises:
         WeightsError: neither, or the file is not the one that the record names.
@@ -88,7 +90,9 @@ def find(name_or_path: str) -> tuple[WeightsRecord, Path]:
         path = Path(name_or_path)
         if not path.is_file():
             names = ", ".join(r.name for r in shipped()) or "none"
-            raise WeightsError(f"no weights {name_or_path!r}: expected a .safetensors file or one of the shipped: {names}")
+            raise WeightsError(
+                f"no weights {name_or_path!r}: expected a .safetensors file or one of the shipped: {names}"
+            )
         card = path.with_suffix(".json")
         if not card.is_file():
             raise WeightsError(f"{path}: its record {card.name} is missing; keep the two files together")
@@ -96,7 +100,9 @@ def find(name_or_path: str) -> tuple[WeightsRecord, Path]:
     if not path.is_file():
         raise WeightsError(f"{path}: the file of weights {record.name!r} is missing; reinstall the package")
     if (found := file_sha256(path)) != record.sha256:
-        raise WeightsError(f"{path}: sha256 is {found[:12]}…, its record says {record.sha256[:12]}…; fetch the file again")
+        raise WeightsError(
+            f"{path}: sha256 is {found[:12]}…, its record says {record.sha256[:12]}…; fetch the file again"
+        )
     return record, path
 
 
@@ -116,9 +122,7 @@ def load(name_or_path: str = DEFAULT, *, device: str = "cpu") -> tuple[BSAFusion
     return model.eval().to(device), record
 
 
-def save(
-    folder: Path, name: str, state: Mapping[str, Tensor], **card: Any
-) -> WeightsRecord:
+def save(folder: Path, name: str, state: Mapping[str, Tensor], **card: Any) -> WeightsRecord:
     """Write ``NAME.safetensors`` and its record into ``folder``, each whole or not at all."""
     from safetensors.torch import save_file
 
@@ -126,6 +130,7 @@ def save(
     path = folder / f"{name}.safetensors"
     aside = path.with_name(path.name + ".part")
     save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, aside)
+    aside.chmod(0o644)  # safetensors makes it readable by its owner alone
     record = WeightsRecord(name=name, file=path.name, sha256=file_sha256(aside), **card)
     card_aside = path.with_suffix(".json.part")
     card_aside.write_text(record.to_json(), encoding="utf-8")

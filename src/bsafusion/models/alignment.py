@@ -1,19 +1,22 @@
 """Stage 3, BSFA: bidirectional stepwise feature alignment.
 
-Both images move. The network keeps a grid *between* the two images and two displacement fields on it: the middle point
-``m`` shows the anatomy of the fixed point ``m + u_fixed(m)`` and of the moving point ``m + u_moving(m)``. Steps go from
-coarse to fine; each pulls both images' features to the middle, finds what displacement is left between them, and
-shares it: ``u_fixed`` composes with one part of it, ``u_moving`` with the rest. At the end
+Both images move. The network keeps a grid *between* the two images and two displacement fields on it: the
+middle point ``m`` shows the anatomy of the fixed point ``m + u_fixed(m)`` and of the moving point
+``m + u_moving(m)``. Steps go from coarse to fine; each pulls both images' features to the middle, finds what
+displacement is left between them, and shares it: ``u_fixed`` composes with one part of it, ``u_moving`` with
+the rest. At the end
 
     ``x -> x + u(x)``  =  (middle -> moving) after (middle -> fixed)^-1,
 
-so that swapping the images gives the inverse. Fields are pull-back, in voxels of their own grid (see ``deformation``).
+so that swapping the images gives the inverse. Fields are pull-back, in voxels of their own grid (see
+``deformation``).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -26,6 +29,7 @@ from bsafusion.models.layers import conv_norm_act, resize
 from bsafusion.models.representation import Representation
 
 Direction = Literal["both", "forward", "reverse"]
+SIMILARITY_STRIDE = 4  # of the descriptors whose likeness is reported
 STEP_STRIDES = {"affine": STRIDE, "1/16": 16, "1/8": 8, "1/4": 4, "1/2": 2, "1/1": 1}
 
 
@@ -50,16 +54,18 @@ class Step(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """Fields at full resolution, ``B 2 H W``: ``aligned(x) = moving(x + displacement(x))``, ``inverse`` the other way.
+    """Fields ``B 2 H W``: ``aligned(x) = moving(x + displacement(x))``, ``inverse`` the other way.
 
-    ``expected_error``: ``B 1 H W``, pixels, the network's own estimate of how far the field is off (None where the
-    preset has none). ``features_moving``: the moving pyramid's features are warped by fusion, not here.
+    ``expected_error``: ``B 1 H W``, pixels, the network's own estimate of how far the field is off.
+    ``similarity``: ``B 1 H W`` twice, the cosine of the images' descriptors at each pixel before and after
+    alignment (in evaluation mode only). The attention preset has neither. ``steps`` stay on their own grids.
     """
 
     displacement: Tensor
     inverse: Tensor
-    expected_error: Tensor | None
     steps: tuple[Step, ...]
+    expected_error: Tensor | None = None
+    similarity: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,9 @@ class AlignmentCfg:
     """Options of BSFA.
 
     Attributes:
-        kind: ``attention``: the published layers; ``matching``: ours, local correlation of shared descriptors.
+        kind: ``attention``: as published; ``matching``: ours, local correlation of shared descriptors.
         steps: names of the steps, coarse to fine; one to five.
-        direction: who moves: ``both``, only the moving image (``forward``) or only the fixed one (``reverse``).
+        direction: who moves: ``both``, the moving image (``forward``) or the fixed one (``reverse``).
         layers: convolutional layers in each step.
         hidden: channels of those layers per step.
         descriptors: channels of a unit-length descriptor (matching only).
@@ -103,30 +109,28 @@ def _share(direction: Direction) -> tuple[float, float]:
     return {"both": (-0.5, 0.5), "forward": (0.0, 1.0), "reverse": (-1.0, 0.0)}[direction]
 
 
-def finish(steps: tuple[Step, ...], shape: tuple[int, int], log_error: Tensor | None) -> Alignment:
-    """Turn the middle grid's fields into fields between the two images at full resolution."""
+def between_images(steps: tuple[Step, ...], shape: tuple[int, int]) -> tuple[Alignment, Tensor]:
+    """Turn the middle grid's fields into fields between the two images at full resolution.
+
+    Also returns the field from the fixed image to the middle, on the grid of the last step.
+    """
     field_fixed, field_moving = steps[-1].field_fixed, steps[-1].field_moving
-    to_middle_fixed, to_middle_moving = invert(field_fixed), invert(field_moving)
-    displacement = compose(field_moving, to_middle_fixed)
-    inverse = compose(field_fixed, to_middle_moving)
-    error = None
-    if log_error is not None:
-        stride = STEP_STRIDES[steps[-1].name]
-        error = resize(warp(log_error, to_middle_fixed).exp() * stride, shape)
-    return Alignment(
-        resize_field(displacement, shape=shape), resize_field(inverse, shape=shape), error, steps
-    )
+    fixed_to_middle, moving_to_middle = invert(field_fixed), invert(field_moving)
+    displacement = resize_field(compose(field_moving, fixed_to_middle), shape=shape)
+    inverse = resize_field(compose(field_fixed, moving_to_middle), shape=shape)
+    return Alignment(displacement, inverse, steps), fixed_to_middle
 
 
-# --- ours: matching -----------------------------------------------------------------------------------------------
+# --- ours: matching -------------------------------------------------------------------------------
 
 
 def local_correlation(a: Tensor, b: Tensor, radius: int, *, block: int = 16) -> Tensor:
     """Inner products of every descriptor of ``a`` with those of ``b`` in a window around it.
 
-    ``B C H W`` twice -> ``B (2r+1)^2 H W``; channel ``(dy + r)(2r + 1) + dx + r`` holds ``<a(y, x), b(y + dy, x + dx)>``,
-    0 beyond the border. Rows are cut into blocks and compared by matrix products, whose bands hold the answer: on a
-    CPU several times faster, and smaller, than one product per offset.
+    ``B C H W`` twice -> ``B (2r+1)^2 H W``; channel ``(dy + r)(2r + 1) + dx + r`` holds
+    ``<a(y, x), b(y + dy, x + dx)>``, 0 beyond the border. Rows are cut into blocks and compared by matrix
+    products, whose bands hold the answer: on a CPU several times faster, and smaller, than one product per
+    offset.
     """
     batch, channels, height, width = a.shape
     count, span = -(-width // block), 2 * radius + 1
@@ -137,8 +141,9 @@ def local_correlation(a: Tensor, b: Tensor, radius: int, *, block: int = 16) -> 
     bands = []
     for dy in range(span):
         products = rows_a @ windows[:, dy : dy + height]  # B H count block block+2r
-        # Entry (i, i + d) of each product is wanted: one more column a row turns the band into the first columns.
-        skewed = F.pad(products.flatten(-2), (0, block)).unflatten(-1, (block, block + 2 * radius + 1))
+        # Entry (i, i + d) of each product is wanted: one more column a row brings the band to the front.
+        padded = F.pad(products.flatten(-2), (0, block))
+        skewed = padded.view(*padded.shape[:-1], block, block + 2 * radius + 1)
         bands.append(skewed[..., :span].reshape(batch, height, count * block, span)[:, :, :width])
     return torch.stack(bands, dim=3).flatten(3).permute(0, 3, 1, 2)
 
@@ -183,9 +188,10 @@ class Descriptors(nn.Module):
 class AffineStep(nn.Module):
     """One affine map from all-to-all matches of the tokens, antisymmetric in the two images.
 
-    A match of ``x`` with ``y`` says ``y - x = G (x + y) / 2 + t``. Fitting the generator ``(G, t)`` to the *midpoints*
-    makes it change its sign, and nothing else, when the images are swapped; ``m -> m -+ (G m + t) / 2`` are then the two
-    maps out of the middle, exact for any affine map (for a rotation this is Cayley's formula).
+    A match of ``x`` with ``y`` says ``y - x = G (x + y) / 2 + t``. Fitting the generator ``(G, t)`` to the
+    *midpoints* makes it change its sign, and nothing else, when the images are swapped;
+    ``m -> m -+ (G m + t) / 2`` are then the two maps out of the middle, exact for any affine map (for a
+    rotation this is Cayley's formula).
     """
 
     RIDGE = 2e-3
@@ -214,11 +220,19 @@ class AffineStep(nn.Module):
         ridge = self.RIDGE * torch.eye(3, dtype=weight.dtype, device=weight.device)
         for _ in range(self.ROUNDS):
             weighted = middle * (weight * robust / weight.shape[1])[..., None]
-            generator = torch.linalg.solve(weighted.transpose(1, 2) @ middle + ridge, weighted.transpose(1, 2) @ (y - x))
+            generator = torch.linalg.solve(
+                weighted.transpose(1, 2) @ middle + ridge, weighted.transpose(1, 2) @ (y - x)
+            )
             residual = (y - x - middle @ generator).norm(dim=2).detach()
             robust = 1 / (1 + (residual / self.INLIER).square())
         matrix = generator.transpose(1, 2).clone()  # B 2 3: linear part, translation in half sides
-        matrix = torch.cat([matrix[..., :2] + torch.eye(2, dtype=matrix.dtype, device=matrix.device), matrix[..., 2:] * half], 2)
+        matrix = torch.cat(
+            [
+                matrix[..., :2] + torch.eye(2, dtype=matrix.dtype, device=matrix.device),
+                matrix[..., 2:] * half,
+            ],
+            2,
+        )
         return affine_field(matrix, shape=(height, width)), logits
 
 
@@ -255,7 +269,8 @@ class MatchingStep(nn.Module):
         return limit * torch.tanh((out[:, :2] + peak * mean) / limit), out[:, 2:]
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``B C h w`` twice -> velocity ``B 2 h w``, log expected error ``B 1 h w``, logits ``B span^2 h w``."""
+        """``B C h w`` twice -> velocity ``B 2 h w``, log expected error ``B 1 h w``, logits
+        ``B span^2 h w``."""
         correlation = local_correlation(a, b, self.radius)
         logits = correlation.float() * self.log_scale.exp()
         context_a, context_b = self.context(a), self.context(b)
@@ -305,7 +320,7 @@ class MatchingAlignment(nn.Module):
             stride, step = STEP_STRIDES[name], self.steps[name.replace("/", "_")]
             a, b = descriptors_fixed[stride], descriptors_moving[stride]
             grid = (a.shape[-2], a.shape[-1])
-            # Each step is trained by its own loss: gradients do not run back through the fields of earlier steps.
+            # Each step is trained by its own loss: gradients do not run back through earlier fields.
             field_fixed = resize_field(field_fixed.detach(), shape=grid)
             field_moving = resize_field(field_moving.detach(), shape=grid)
             before = (field_fixed, field_moving)
@@ -318,10 +333,20 @@ class MatchingAlignment(nn.Module):
             field_fixed = compose(field_fixed, share_fixed * velocity)
             field_moving = compose(field_moving, share_moving * velocity)
             steps.append(Step(name, field_fixed, field_moving, velocity, logits, before))
-        return finish(tuple(steps), shape, log_error)
+        alignment, fixed_to_middle = between_images(tuple(steps), shape)
+        if log_error is not None:
+            pixels = warp(log_error, fixed_to_middle).exp() * STEP_STRIDES[self.cfg.steps[-1]]
+            alignment = alignment._replace(expected_error=resize(pixels, shape))
+        if not self.training:
+            stride = min(descriptors_fixed, key=lambda s: abs(s - SIMILARITY_STRIDE))
+            a, b = descriptors_fixed[stride].float(), descriptors_moving[stride].float()
+            field = resize_field(alignment.displacement, shape=(a.shape[-2], a.shape[-1]))
+            before, after = ((a * t).sum(1, keepdim=True) for t in (b, warp(b, field)))
+            alignment = alignment._replace(similarity=(resize(before, shape), resize(after, shape)))
+        return alignment
 
 
-# --- as published: attention --------------------------------------------------------------------------------------
+# --- as published: attention ----------------------------------------------------------------------
 
 
 class CrossAttention(nn.Module):
@@ -384,14 +409,14 @@ class UpBlock(nn.Module):
 class AttentionAlignment(nn.Module):
     """Stage 3 of the paper preset: steps of at most one voxel per scale, added up, in both directions.
 
-    As published, the total field is the sum of A's steps minus the sum of B's; only its coordinates are put right.
+    As published, the total field is the sum of A's steps minus the sum of B's; its coordinates are put right.
     """
 
     def __init__(self, cfg: AlignmentCfg) -> None:
         super().__init__()
         self.cfg = cfg
         widths = cfg.hidden[: len(cfg.steps)]
-        self.up = nn.ModuleList(UpBlock(c_in, c_out) for c_in, c_out in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(UpBlock(c_in, c_out) for c_in, c_out in pairwise(widths))
         sides = {"both": ("moving", "fixed"), "forward": ("moving",), "reverse": ("fixed",)}[cfg.direction]
         self.sides = nn.ModuleDict({s: nn.ModuleList(AttentionLayer(c, cfg.layers) for c in widths) for s in sides})
 
@@ -410,15 +435,17 @@ class AttentionAlignment(nn.Module):
             totals = {k: resize_field(v, shape=grid) for k, v in totals.items()}
             zero, before = torch.zeros_like(totals["moving"]), totals["moving"] - totals["fixed"]
             found = {
-                own: layers[index](features[own], features["fixed" if own == "moving" else "moving"])
-                for own, layers in self.sides.items()
+                own: self.sides[own].get_submodule(str(index))(
+                    features[own], features["fixed" if own == "moving" else "moving"]
+                )
+                for own in self.sides
             }
             for own, step in found.items():
                 features[own] = warp(features[own].float(), step).to(features[own].dtype)
                 totals[own] = totals[own] + step
             total = totals["moving"] - totals["fixed"]
             steps.append(Step(name, zero, total, total - before, None, (zero, before)))
-        return finish(tuple(steps), shape, None)
+        return between_images(tuple(steps), shape)[0]
 
 
 def build_alignment(cfg: AlignmentCfg, widths: dict[int, int]) -> MatchingAlignment | AttentionAlignment:

@@ -23,8 +23,8 @@ class BSAFusionCfg:
     """Options of the whole network; see each stage's own ``Cfg``.
 
     Attributes:
-        working_side: longer side, pixels, at which images are encoded and aligned; the field is brought back to full
-            resolution and the fused image is drawn there.
+        working_side: longer side, pixels, at which images are encoded and aligned; the field is brought back
+            to full resolution and the fused image is drawn there.
     """
 
     preset: str = "default"
@@ -68,7 +68,10 @@ def paper() -> BSAFusionCfg:
         encoder=EncoderCfg(kind="restormer", shallow=8, widths=(256,)),
         representation=RepresentationCfg(dim=256, mlp_dim=256, transfer_per_modality=True, position_grid=17),
         alignment=AlignmentCfg(
-            kind="attention", steps=("1/16", "1/8", "1/4", "1/2", "1/1"), layers=2, hidden=(256, 64, 32, 16, 8)
+            kind="attention",
+            steps=("1/16", "1/8", "1/4", "1/2", "1/1"),
+            layers=2,
+            hidden=(256, 64, 32, 16, 8),
         ),
         fusion=FusionCfg(kind="restormer", widths=(64, 32, 16, 12), inner=(104, 48, 24, 16)),
     )
@@ -78,7 +81,10 @@ PRESETS: dict[str, Callable[[], BSAFusionCfg]] = {"default": default, "paper": p
 
 
 class Matched(NamedTuple):
-    """What stages 1 to 3 hand to fusion; ``alignment`` on the encoder's grid, shallow features at full resolution."""
+    """What stages 1 to 3 hand to fusion.
+
+    ``alignment`` is on the encoder's grid, shallow features are at full resolution.
+    """
 
     fixed: Features
     moving: Features
@@ -87,8 +93,8 @@ class Matched(NamedTuple):
 
 
 class Output(NamedTuple):
-    """``fused`` and ``aligned``: ``B 1 H W`` in [0, 1] on the fixed grid; ``alignment`` at full resolution too, except
-    its ``steps``, which stay on the grids of the encoder."""
+    """``fused`` and ``aligned``: ``B 1 H W`` in [0, 1] on the fixed grid; ``alignment`` at full resolution
+    too, except its ``steps``, which stay on the grids of the encoder."""
 
     fused: Tensor
     aligned: Tensor
@@ -97,7 +103,7 @@ class Output(NamedTuple):
 
 
 def working_shape(shape: tuple[int, int], side: int) -> tuple[int, int]:
-    """The size at which an image is encoded: its own where the longer side is near ``side``, else resized to it."""
+    """The size at which an image is encoded: its own where the longer side is near ``side``."""
     longer = max(shape)
     if 0.75 * side <= longer <= side:
         return shape
@@ -117,7 +123,10 @@ class BSAFusion(nn.Module):
         self.representation = ModalityRepresentation(self.cfg.representation)
         self.alignment = build_alignment(self.cfg.alignment, widths)
         self.fusion = Fusion(
-            self.cfg.fusion, tokens=self.cfg.representation.dim, widths=widths, shallow=self.cfg.encoder.shallow
+            self.cfg.fusion,
+            tokens=self.cfg.representation.dim,
+            widths=widths,
+            shallow=self.cfg.encoder.shallow,
         )
 
     def to_working(self, image: Tensor) -> Tensor:
@@ -143,21 +152,24 @@ class BSAFusion(nn.Module):
 
     def _to_full(self, alignment: Alignment, shape: tuple[int, int]) -> Alignment:
         height, _ = working_shape(shape, self.cfg.working_side)
-        error = alignment.expected_error
-        if error is not None:
-            error = resize(self._crop(error, shape), shape) * (shape[0] - 1) / (height - 1)
+        error, similarity = alignment.expected_error, alignment.similarity
+
+        def image(x: Tensor) -> Tensor:
+            return resize(self._crop(x, shape), shape)
+
         return alignment._replace(
             displacement=resize_field(self._crop(alignment.displacement, shape), shape=shape),
             inverse=resize_field(self._crop(alignment.inverse, shape), shape=shape),
-            expected_error=error,
+            expected_error=None if error is None else image(error) * (shape[0] - 1) / (height - 1),
+            similarity=None if similarity is None else (image(similarity[0]), image(similarity[1])),
         )
 
     def match(self, fixed: Tensor, moving: Tensor) -> Matched:
         """Stages 1 to 3 for two images ``B 1 H W``."""
         if fixed.shape != moving.shape or fixed.dim() != 4 or fixed.shape[1] != 1:
             raise ValueError(
-                f"fixed {tuple(fixed.shape)} and moving {tuple(moving.shape)}: expected both as B 1 H W of the same "
-                "size; bring the moving image to the fixed grid first (preprocessing.match_grids)"
+                f"fixed {tuple(fixed.shape)} and moving {tuple(moving.shape)}: expected both as B 1 H W of "
+                "the same size; bring the moving image to the fixed grid first (preprocessing.match_grids)"
             )
         count = len(fixed)
         both = self.encode(torch.cat([fixed, moving]))

@@ -1,12 +1,14 @@
 """Stage 1, the shared feature encoder: the same weights look at the fixed and at the moving image.
 
-Every grid in the network has ``16 n + 1`` voxels a side and every reduction keeps corner centres on corner centres,
-so that voxel ``i`` of the grid with stride ``s`` *is* pixel ``s i`` of the image: 257 -> 129 -> 65 -> 33 -> 17.
+Every grid in the network has ``16 n + 1`` voxels a side and every reduction keeps corner centres on corner
+centres, so that voxel ``i`` of the grid with stride ``s`` *is* pixel ``s i`` of the image: sides of 257, 129,
+65, 33 and 17.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
@@ -35,7 +37,13 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class EncoderCfg:
-    """``restormer``: the published encoder, tokens cut from the image at once; ``pyramid``: ours, strides 2 to 16."""
+    """Options of the encoder.
+
+    Attributes:
+        kind: ``restormer``: as published, tokens cut out at once; ``pyramid``: ours, strides 2 to 16.
+        shallow: channels of the shallow features.
+        widths: channels per stride of the pyramid, fine to coarse; the last is that of the tokens.
+    """
 
     kind: Literal["restormer", "pyramid"] = "pyramid"
     shallow: int = 12
@@ -79,7 +87,7 @@ class PyramidEncoder(nn.Module):
         channels = (1, *cfg.widths)
         self.levels = nn.ModuleList(
             nn.Sequential(conv_norm_act(c_in, c_out, stride=2), ResidualBlock(c_out) if i else nn.Identity())
-            for i, (c_in, c_out) in enumerate(zip(channels, channels[1:], strict=False))
+            for i, (c_in, c_out) in enumerate(pairwise(channels))
         )
 
     def see(self, image: Tensor) -> Tensor:

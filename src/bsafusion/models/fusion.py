@@ -1,8 +1,8 @@
 """Stage 4, MMFF: multi-modal feature fusion.
 
-FusionBLKs climb from the tokens' grid: at each scale the moving features are warped by the field at that scale, joined
-with the fixed ones and with what has been fused so far, and raised. At full resolution the shallow features of both
-images join in and the fused luminance comes out.
+FusionBLKs climb from the tokens' grid: at each scale the moving features are warped by the field at that
+scale, joined with the fixed ones and with what has been fused so far, and raised. At full resolution the
+shallow features of both images join in and the fused luminance comes out.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ class FusionCfg:
     """Options of MMFF.
 
     Attributes:
-        kind: ``restormer``: as published, the luminance is drawn by the network; ``weights``: ours, the network says
-            how much of each image goes into each pixel, so that nothing appears that neither image shows.
+        kind: ``restormer``: as published, the luminance is drawn by the network; ``weights``: ours, the
+            network says how much of each image goes into each pixel, so that nothing appears that neither
+            image shows.
         blocks: number of FusionBLKs, from stride 16 up; one to four.
         widths: output channels of each block.
         inner: channels inside each block (restormer only).
@@ -104,9 +105,13 @@ class Fusion(nn.Module):
             )
 
     def climb(
-        self, fixed: dict[int, Tensor], moving: dict[int, Tensor], plain: tuple[Tensor, Tensor], displacement: Tensor
+        self,
+        fixed: dict[int, Tensor],
+        moving: dict[int, Tensor],
+        plain: tuple[Tensor, Tensor],
+        displacement: Tensor,
     ) -> Tensor:
-        """The FusionBLKs: what is fused at the finest of their scales. ``displacement`` is on the encoder's grid."""
+        """The FusionBLKs: what is fused at the finest scale; ``displacement`` is on the encoder's grid."""
         running: Tensor | None = None
         shape = displacement.shape[-2:]
         for stride, block in zip(self.strides, self.blocks, strict=True):
@@ -123,7 +128,10 @@ class Fusion(nn.Module):
         return running
 
     def draw(self, fixed: Tensor, aligned: Tensor, shallow: tuple[Tensor, Tensor], running: Tensor) -> Tensor:
-        """The fused luminance ``B 1 H W`` in [0, 1], all inputs at full resolution, the moving ones already warped."""
+        """The fused luminance ``B 1 H W`` in [0, 1].
+
+        All inputs are at full resolution, the moving ones already warped.
+        """
         if self.cfg.kind == "restormer":
             drawn: Tensor = torch.sigmoid(self.last(torch.cat([running, *shallow], dim=1)).float())
             return drawn

@@ -1,4 +1,4 @@
-"""Building blocks that several stages share: Restormer blocks, transformer blocks and convolutional blocks."""
+"""Building blocks that several stages share: Restormer, transformer and convolutional blocks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ChannelNorm(nn.Module):
 
 
 class TransposedAttention(nn.Module):
-    """Attention between channels instead of positions, linear in the number of pixels (Zamir et al., CVPR 2022)."""
+    """Attention between channels, not positions: linear in the number of pixels (Zamir et al., CVPR 2022)."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class TransposedAttention(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """A dense 3x3 convolution in two halves, one gating the other (Zamir et al., CVPR 2022, there depthwise)."""
+    """A dense 3x3 convolution in two halves, one gating the other (Zamir et al. 2022, there depthwise)."""
 
     def __init__(self, channels: int, expansion: int) -> None:
         super().__init__()
@@ -99,7 +99,10 @@ class TransformerBlock(nn.Module):
 
 
 def conv_norm_act(channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
-    """3x3 convolution, group normalisation (groups of 8 channels), GELU. Stride 2 keeps corner centres on corners."""
+    """3x3 convolution, group normalisation (groups of 8 channels), GELU.
+
+    Stride 2 keeps corner centres on corners.
+    """
     return nn.Sequential(
         nn.Conv2d(channels, out_channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False),
         nn.GroupNorm(out_channels // 8, out_channels),

@@ -1,10 +1,10 @@
 """Stage 2, MDF-FR: modal-discrepancy-free feature representation.
 
 A class token gathers what is global and specific to the modality of an image (its MFRH, the modality feature
-representation head) and a classifier reads the modality from it. The MFRH of each image is *injected* into (added to)
-every token of the other; transfer blocks follow, after which a frozen copy of the classifier, the judge, should not be
-able to tell the modality any more. What matching sees has lost the discrepancy; what fusion sees (the plain tokens)
-has kept it.
+representation head) and a classifier reads the modality from it. The MFRH of each image is *injected* into
+(added to) every token of the other; transfer blocks follow, after which a frozen copy of the classifier, the
+judge, should not be able to tell the modality any more. What matching sees has lost the discrepancy; what
+fusion sees (the plain tokens) has kept it.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class ModalityRepresentation(nn.Module):
         _, _, judged = self.judge(torch.cat([matched_fixed, matched_moving]))
 
         def as_map(t: Tensor) -> Tensor:
-            return t.transpose(1, 2).unflatten(2, shape)
+            return t.transpose(1, 2).reshape(len(t), -1, *shape)
 
         return Representation(
             plain=(as_map(tokens_fixed), as_map(tokens_moving)),

@@ -51,9 +51,7 @@ class KnownTransform:
         if not self.scale > 0:
             raise ValueError(f"scale is {self.scale}; expected a positive number: try 1.0 for none")
         if self.control is not None and (
-            self.control.ndim != 3
-            or self.control.shape[0] != 2
-            or min(self.control.shape[1:]) <= _SPLINE_ORDER
+            self.control.ndim != 3 or self.control.shape[0] != 2 or min(self.control.shape[1:]) <= _SPLINE_ORDER
         ):
             raise ValueError(
                 f"control has shape {self.control.shape}; expected 2 N M with N and M of 4 or more: "
@@ -73,16 +71,12 @@ class KnownTransform:
             ValueError: if ``shape`` is not two numbers of 2 or more.
         """
         if len(shape) != 2 or min(shape) < 2:
-            raise ValueError(
-                f"shape is {shape}; expected (height, width), 2 pixels or more each: try fixed.shape[:2]"
-            )
+            raise ValueError(f"shape is {shape}; expected (height, width), 2 pixels or more each: try fixed.shape[:2]")
         grid = np.indices(shape, dtype=np.float64)
         centre = np.reshape(self.centre, (2, 1, 1))
         cosine, sine = np.cos(np.radians(self.rotation)), np.sin(np.radians(self.rotation))
         linear = self.scale * np.array([[cosine, sine], [-sine, cosine]])
-        points = (
-            np.einsum("ij,jhw->ihw", linear, grid - centre) + centre + np.reshape(self.translation, (2, 1, 1))
-        )
+        points = np.einsum("ij,jhw->ihw", linear, grid - centre) + centre + np.reshape(self.translation, (2, 1, 1))
         field: NDArray[np.float64] = points - grid
         return field if self.control is None else field + _spline(self.control, shape)
 

@@ -1,0 +1,5 @@
+"""``python -m bsafusion``, and so ``torchrun -m bsafusion train ...``."""
+
+from bsafusion.cli import main
+
+main()

@@ -1,0 +1,109 @@
+"""Many pairs from a manifest: the model is loaded once, what is done is skipped, a bad row does not stop the rest."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bsafusion.datasets import TASKS
+from bsafusion.image import ImageError
+from bsafusion.pipeline import AUTO, Model, RequestError, fuse, versions
+from bsafusion.weights import file_sha256
+
+Outcome = Literal["ok", "suspect", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a manifest."""
+
+    id: str
+    fixed: Path
+    moving: Path
+    task: str
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """What became of a row; ``message`` says why it failed or is suspect."""
+
+    id: str
+    outcome: Outcome
+    message: str = ""
+
+
+def read_manifest(path: Path) -> list[Row]:
+    """Rows of a CSV with columns ``id,fixed,moving[,task]``; image paths are relative to the CSV.
+
+    Raises:
+        RequestError: the file, a column or an id is missing, an id is used twice or is no folder name, or a task is
+            unknown. Images are not looked at: a row whose image is missing fails alone.
+    """
+    if not path.is_file():
+        raise RequestError(f"{path}: no such manifest; expected a CSV with columns id,fixed,moving[,task]")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
+            reader = csv.DictReader(handle)
+            missing = {"id", "fixed", "moving"} - set(reader.fieldnames or ())
+            if missing:
+                found = ", ".join(reader.fieldnames or ()) or "none"
+                raise RequestError(
+                    f"{path}: no column {', '.join(sorted(missing))} (found: {found}); add it to the header"
+                )
+            lines = [(reader.line_num, line) for line in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RequestError(f"{path}: not a CSV in UTF-8 ({error}); expected columns id,fixed,moving[,task]") from error
+    rows: dict[str, Row] = {}
+    for number, line in lines:
+        where = f"{path}, line {number}"
+        name, task = (line["id"] or "").strip(), (line.get("task") or AUTO).strip().lower()
+        if not line["fixed"] or not line["moving"]:
+            raise RequestError(f"{where}: fixed or moving is empty; expected a path in each")
+        if not name or name in (".", "..") or Path(name).name != name or name.startswith("."):
+            raise RequestError(f"{where}: id {name!r} cannot name a folder; use letters, digits, - and _")
+        if name in rows:
+            raise RequestError(f"{where}: id {name!r} stands twice; make the ids unique")
+        if task not in (*TASKS, AUTO):
+            raise RequestError(f"{where}: unknown task {task!r}; expected {', '.join(TASKS)} or {AUTO}")
+        rows[name] = Row(name, path.parent / line["fixed"], path.parent / line["moving"], task)
+    if not rows:
+        raise RequestError(f"{path}: no rows below the header; expected one a pair")
+    return list(rows.values())
+
+
+def is_done(row: Row, folder: Path, model: Model) -> bool:
+    """Whether ``folder`` holds this row's result from the same inputs, weights, options and versions."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        inputs = {role: file_sha256(path) for role, path in (("fixed", row.fixed), ("moving", row.moving))}
+        task_given = row.task if row.task != AUTO else None
+        options = report["options"]
+        return bool(
+            {role: report["inputs"][role]["sha256"] for role in inputs} == inputs
+            and options["weights_sha256"] == model.record.sha256
+            and options["device"] == model.device
+            and report["versions"] == versions()
+            and (options["task"] if options["task_from"] == "request" else None) == task_given
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def run_batch(rows: list[Row], out: Path, model: Model) -> Iterator[RowResult]:
+    """Fuse every row into ``out/<id>``; yields as it goes, one result a row."""
+    for row in rows:
+        folder = out / row.id
+        try:
+            if is_done(row, folder, model):
+                yield RowResult(row.id, "skipped")
+                continue
+            result = fuse(row.fixed, row.moving, task=row.task, model=model)
+            result.save(folder, overwrite=True)
+        except (ImageError, RequestError, OSError, ValueError, RuntimeError) as error:
+            yield RowResult(row.id, "failed", " ".join(str(error).split()))
+        else:
+            yield RowResult(row.id, "suspect" if result.status == "suspect" else "ok", "; ".join(result.reasons))

@@ -1,0 +1,189 @@
+"""What a result says of itself: the evidence, the verdict and the overview picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+import torch
+from numpy.typing import NDArray
+
+from bsafusion.deformation import warp
+from bsafusion.image import Image
+from bsafusion.preprocessing import GridMatch
+
+NOT_CLINICAL = "Research use only. Not for clinical use."
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Measured facts on which the verdict stands; lengths in pixels of the fixed grid, means inside the head.
+
+    Attributes:
+        similarity_before, similarity_after: mean cosine of the learned descriptors, before and after alignment; None
+            where the preset has none.
+        expected_error: mean of the network's own estimate of the field's error; None where the preset has none.
+        displacement_mean, displacement_max: size of the field.
+        folded_share: share of all pixels with a Jacobian determinant of at most 0.
+        outside_share: share of the head whose partner lies outside the moving frame.
+    """
+
+    similarity_before: float | None
+    similarity_after: float | None
+    expected_error: float | None
+    displacement_mean: float
+    displacement_max: float
+    folded_share: float
+    outside_share: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Beyond these a result is ``suspect``. Lengths are shares of the longer side, so that they hold at any size."""
+
+    expected_error: float = 5 / 256
+    similarity_after: float = 0.0
+    displacement_max: float = 90 / 256
+    folded_share: float = 1e-3
+    outside_share: float = 0.25
+
+
+def verdict(evidence: Evidence, longer_side: int, limits: Limits | None = None) -> tuple[str, list[str]]:
+    """``("ok", [])`` or ``("suspect", reasons)``, each reason with what was measured and what was expected."""
+    limits = limits or Limits()
+    reasons = []
+    error = evidence.expected_error
+    if error is not None and error > limits.expected_error * longer_side:
+        reasons.append(
+            f"the network expects its field to be off by {error:.1f} px on average; at most "
+            f"{limits.expected_error * longer_side:.1f} px is trusted"
+        )
+    before, after = evidence.similarity_before, evidence.similarity_after
+    if after is not None and before is not None:
+        if after < limits.similarity_after:
+            reasons.append(
+                f"the aligned images have a descriptor similarity of {after:.2f}; at least "
+                f"{limits.similarity_after:.2f} is expected of images of one head"
+            )
+        if after < before - 0.02:
+            reasons.append(f"alignment lowered the descriptor similarity from {before:.2f} to {after:.2f}")
+    if evidence.displacement_max > limits.displacement_max * longer_side:
+        reasons.append(
+            f"the field reaches {evidence.displacement_max:.0f} px; up to "
+            f"{limits.displacement_max * longer_side:.0f} px was trained for"
+        )
+    if evidence.folded_share > limits.folded_share:
+        reasons.append(f"the field folds in {evidence.folded_share:.2%} of the pixels")
+    if evidence.outside_share > limits.outside_share:
+        reasons.append(f"{evidence.outside_share:.0%} of the head lies outside the moving image")
+    return ("suspect" if reasons else "ok"), reasons
+
+
+def describe_input(image: Image) -> dict[str, Any]:
+    """What the report says of an input image; never its folder, never a patient."""
+    geometry = image.geometry
+    return {
+        "file": image.source,
+        "sha256": image.sha256,
+        "modality": str(image.modality),
+        "size": list(geometry.shape[::-1]),
+        "channels": len(image.array),
+        "pixel_type": image.dtype,
+        "spacing_mm": list(geometry.spacing) if geometry.physical else None,
+        "plane": geometry.plane,
+        "notes": dict(image.meta),
+    }
+
+
+def describe(
+    *,
+    fixed: Image,
+    moving: Image,
+    match: GridMatch,
+    evidence: Evidence,
+    status: str,
+    reasons: list[str],
+    options: Mapping[str, Any],
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """The content of ``report.json``; the same for the same inputs, weights and machine."""
+    return {
+        "status": status,
+        "reasons": reasons,
+        "inputs": {"fixed": describe_input(fixed), "moving": describe_input(moving)},
+        "grid": {"method": match.method, "note": match.note},
+        "alignment": {k: None if v is None else round(v, 5) for k, v in asdict(evidence).items()},
+        "options": dict(options),
+        "versions": dict(versions),
+        "use": NOT_CLINICAL,
+    }
+
+
+# --- overview ---
+
+Panel = NDArray[np.float32]  # 3 H W in [0, 1]
+_GAP, _LINE = 8, 18
+
+
+def checkerboard(a: Panel, b: Panel, squares: int = 8) -> Panel:
+    """``a`` and ``b`` in alternating squares, ``squares`` along the shorter side."""
+    height, width = a.shape[-2:]
+    size = max(min(height, width) // squares, 1)
+    rows, columns = np.indices((height, width)) // size
+    return np.where((rows + columns) % 2 == 0, a, b)
+
+
+def deformed_grid(displacement: torch.Tensor, spacing: int = 16) -> Panel:
+    """The lines of a regular grid as the field (``2 H W``) moves them."""
+    height, width = displacement.shape[-2:]
+    rows, columns = np.indices((height, width))
+    thick = max(spacing // 12, 1)
+    lines = ((rows % spacing < thick) | (columns % spacing < thick)).astype(np.float32)
+    pulled = warp(torch.from_numpy(lines)[None, None], displacement[None])[0, 0].numpy()
+    return np.repeat(pulled[None], 3, axis=0)
+
+
+def overview(panels: list[tuple[str, Panel]], status: str, reasons: list[str], *, side: int = 320) -> PIL.Image.Image:
+    """Panels in rows of three, each ``side`` pixels on its longer side, their names above, the verdict below."""
+    font = PIL.ImageFont.load_default(size=13)
+    height, width = panels[0][1].shape[-2:]
+    scale = side / max(height, width)
+    cell = (max(round(width * scale), 1), max(round(height * scale), 1))
+    rows = -(-len(panels) // 3)
+    footer = _wrapped([f"{status.upper()}: {r}" for r in reasons] or [f"status: {status}"], 3 * cell[0], font)
+    size = (3 * cell[0] + 4 * _GAP, rows * (cell[1] + _LINE + _GAP) + _GAP + _LINE * (len(footer) + 1))
+    sheet = PIL.Image.new("RGB", size, (18, 20, 24))
+    draw = PIL.ImageDraw.Draw(sheet)
+    for index, (name, panel) in enumerate(panels):
+        x = _GAP + (index % 3) * (cell[0] + _GAP)
+        y = _GAP + (index // 3) * (cell[1] + _LINE + _GAP)
+        draw.text((x, y), name, fill=(214, 218, 224), font=font)
+        pixels = np.round(np.clip(panel, 0, 1).transpose(1, 2, 0) * 255).astype(np.uint8)
+        picture = PIL.Image.fromarray(pixels)
+        sheet.paste(picture.resize(cell, PIL.Image.Resampling.BICUBIC), (x, y + _LINE))
+    colour = (255, 120, 90) if reasons else (140, 205, 150)
+    y = size[1] - _LINE * (len(footer) + 1)
+    for line in footer:
+        draw.text((_GAP, y), line, fill=colour, font=font)
+        y += _LINE
+    draw.text((_GAP, y), NOT_CLINICAL, fill=(150, 155, 165), font=font)
+    return sheet
+
+
+def _wrapped(lines: list[str], width: int, font: Any) -> list[str]:
+    out: list[str] = []
+    for line in lines:
+        current = ""
+        for word in line.split():
+            if current and font.getlength(f"{current} {word}") > width:
+                out.append(current)
+                current = word
+            else:
+                current = f"{current} {word}".strip()
+        out.append(current)
+    return out
