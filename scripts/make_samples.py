@@ -264,6 +264,10 @@ class Writer:
     def finish(self) -> None:
         text = json.dumps({"convention": CONVENTION, "samples": self.records}, indent=1)
         (self.folder / "samples.json").write_text(text + "\n", encoding="utf-8")
+        # The same pairs for `bsafusion batch`, which knows no task of two MR images.
+        rows = [f"{r['id']},{r['fixed']['file']},{r['moving']['file']},{r['task']}" for r in self.records]
+        manifest = "\n".join(["id,fixed,moving,task", *rows]).replace("mr-mr", "auto") + "\n"
+        (self.folder / "manifest.csv").write_text(manifest, encoding="utf-8")
 
 
 def itk_transforms(itk: Path) -> dict[str, tuple[str, KnownTransform]]:

@@ -96,27 +96,21 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
     return inner + warp(outer, inner)
 
 
-def invert(displacement: Tensor, *, iterations: int = 20) -> Tensor:
+def invert(displacement: Tensor, *, tolerance: float = 1e-3, iterations: int = 30) -> Tensor:
     """The field ``v`` with ``compose(u, v) = 0``, by the fixed-point iteration ``v <- -u(x + v)``.
 
-    ``B D *S`` -> ``B D *S``. Converges where the field does not fold and is contracting (Chen et al., Med.
-    Phys. 35, 2008).
+    Converges where the field does not fold and is contracting (Chen et al., Med. Phys. 35, 2008). ``B D *S`` -> ``B D *S``.
+
+    Args:
+        tolerance: voxels; stops when no component changes by more.
+        iterations: at most.
     """
     inverse = -displacement
     for _ in range(iterations):
-        inverse = -warp(displacement, inverse)
+        last, inverse = inverse, -warp(displacement, inverse)
+        if float((inverse - last).detach().abs().max()) <= tolerance:
+            break
     return inverse
-
-
-def integrate(velocity: Tensor, *, squarings: int = 4) -> Tensor:
-    """Exponential of a stationary velocity field by scaling and squaring (Arsigny et al., MICCAI 2006).
-
-    ``B D *S`` in voxels -> ``B D *S``. ``integrate(-v)`` is the inverse of ``integrate(v)``.
-    """
-    displacement: Tensor = velocity / 2**squarings
-    for _ in range(squarings):
-        displacement = compose(displacement, displacement)
-    return displacement
 
 
 def resize_field(displacement: Tensor, *, shape: tuple[int, ...]) -> Tensor:

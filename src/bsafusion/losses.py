@@ -117,6 +117,8 @@ def modality_losses(
     target = torch.cat([modality_fixed, modality_moving])
     known = target >= 0
     ce1 = F.cross_entropy(logits[known], target[known]) if bool(known.any()) else logits.sum() * 0
+    if representation.judge_logits is None:
+        raise ValueError("the judge was not asked; put the network in training mode to compute L_ce2")
     # Confusion means even odds between the modalities that the two images have.
     judged = torch.cat(representation.judge_logits).float()
     both = known.view(2, -1).all(0).repeat(2)

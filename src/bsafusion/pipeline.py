@@ -34,6 +34,7 @@ from bsafusion.report import Evidence, checkerboard, deformed_grid, describe, ov
 
 Array = NDArray[np.float32]
 AUTO = "auto"
+MR_MR = "mr-mr"  # two MR contrasts: reported where found, not a task to ask for
 
 
 class RequestError(ValueError):
@@ -266,11 +267,12 @@ def _task(task: str, moving: Image, out: Output) -> tuple[str, str]:
     for name, modality in TASKS.items():
         if moving.modality == modality:
             return name, "file"
-    if moving.modality != Modality.UNKNOWN:
-        return f"{moving.modality}-mri", "file"
+    if moving.modality == Modality.MRI:
+        return MR_MR, "file"
     odds = out.representation.logits[1][0].float().softmax(0)
-    index = int(odds[1:].argmax()) + 1
-    return f"{MODALITIES[index]}-mri", f"network ({float(odds[index]):.0%} sure)"
+    index = int(odds.argmax())
+    name = MR_MR if MODALITIES[index] == Modality.MRI else f"{MODALITIES[index]}-mri"
+    return name, f"network ({float(odds[index]):.0%} sure)"
 
 
 def _evidence(out: Output, luma_fixed: Array, luma_moving: Array) -> Evidence:

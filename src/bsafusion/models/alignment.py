@@ -115,7 +115,7 @@ def between_images(steps: tuple[Step, ...], shape: tuple[int, int]) -> tuple[Ali
     Also returns the field from the fixed image to the middle, on the grid of the last step.
     """
     field_fixed, field_moving = steps[-1].field_fixed, steps[-1].field_moving
-    fixed_to_middle, moving_to_middle = invert(field_fixed), invert(field_moving)
+    fixed_to_middle, moving_to_middle = invert(torch.cat([field_fixed, field_moving])).chunk(2)
     displacement = resize_field(compose(field_moving, fixed_to_middle), shape=shape)
     inverse = resize_field(compose(field_fixed, moving_to_middle), shape=shape)
     return Alignment(displacement, inverse, steps), fixed_to_middle

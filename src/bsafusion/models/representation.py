@@ -22,12 +22,15 @@ MODALITIES = ("mri", "ct", "pet", "spect")  # the classifier's classes, in the o
 
 
 class Representation(NamedTuple):
-    """Maps are ``B C h w`` at stride 16, logits ``B 4``; first of the fixed, then of the moving image."""
+    """Maps are ``B C h w`` at stride 16, logits ``B 4``; first of the fixed, then of the moving image.
+
+    The judge is asked in training only.
+    """
 
     plain: tuple[Tensor, Tensor]
     matched: tuple[Tensor, Tensor]
     logits: tuple[Tensor, Tensor]
-    judge_logits: tuple[Tensor, Tensor]
+    judge_logits: tuple[Tensor, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,10 @@ class ModalityRepresentation(nn.Module):
             injected_fixed, injected_moving = tokens_fixed, tokens_moving
         matched_fixed = self.transfer[0](injected_fixed)
         matched_moving = self.transfer[-1](injected_moving)
-        _, _, judged = self.judge(torch.cat([matched_fixed, matched_moving]))
+        judge_logits = None
+        if self.training:
+            _, _, judged = self.judge(torch.cat([matched_fixed, matched_moving]))
+            judge_logits = (judged[: len(fixed)], judged[len(fixed) :])
 
         def as_map(t: Tensor) -> Tensor:
             return t.transpose(1, 2).reshape(len(t), -1, *shape)
@@ -120,5 +126,5 @@ class ModalityRepresentation(nn.Module):
             plain=(as_map(tokens_fixed), as_map(tokens_moving)),
             matched=(as_map(matched_fixed), as_map(matched_moving)),
             logits=(logits[: len(fixed)], logits[len(fixed) :]),
-            judge_logits=(judged[: len(fixed)], judged[len(fixed) :]),
+            judge_logits=judge_logits,
         )

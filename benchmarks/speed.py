@@ -1,0 +1,87 @@
+"""Time and peak memory of one 256x256 pair, default against paper preset in one run; and the cold command.
+
+    python benchmarks/speed.py [--threads 2] [--runs 15]
+
+Each preset runs in a process of its own, in turn, several times over; medians and the ratio of medians are printed. The
+weights are random: time does not depend on them. Peak memory is the process's own maximum, libraries included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def child(preset: str, threads: int, runs: int) -> None:
+    """Print the median time of one pair and the process's peak memory as JSON."""
+    import torch
+
+    from bsafusion.models.bsafusion import PRESETS, BSAFusion
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = BSAFusion(PRESETS[preset]()).eval().to(memory_format=torch.channels_last)
+    fixed, moving = torch.rand(2, 1, 1, 256, 256)
+    times = []
+    for run in range(runs + 2):
+        started = time.perf_counter()
+        model.predict(fixed, moving)
+        if run >= 2:
+            times.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": statistics.median(times), "peak_mb": peak}))
+
+
+def cold_fuse() -> float:
+    """Seconds of the whole ``bsafusion fuse`` command on a shipped pair."""
+    from bsafusion.samples import load_samples
+
+    sample = next(s for s in load_samples() if s.id == "ct-mri")
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "bsafusion", "fuse", sample.fixed, sample.moving, "-o", Path(folder) / "out"]
+        subprocess.run(command, check=True, capture_output=True)
+        return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(args.child, args.threads, args.runs)
+        return
+    found: dict[str, list[dict[str, float]]] = {"default": [], "paper": []}
+    for _ in range(args.rounds):
+        for preset, rows in found.items():
+            command = [
+                sys.executable,
+                __file__,
+                "--child",
+                preset,
+                "--threads",
+                str(args.threads),
+                "--runs",
+                str(args.runs),
+            ]
+            rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    seconds = {preset: statistics.median(row["seconds"] for row in rows) for preset, rows in found.items()}
+    for preset, rows in found.items():
+        peak = max(row["peak_mb"] for row in rows)
+        print(f"{preset:8} {seconds[preset]:.3f} s a pair, peak memory {peak:.0f} MB")
+    print(f"default is {seconds['paper'] / seconds['default']:.2f} times faster")
+    print(f"bsafusion fuse, cold: {statistics.median(cold_fuse() for _ in range(args.rounds)):.2f} s")
+
+
+if __name__ == "__main__":
+    main()

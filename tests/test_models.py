@@ -1,0 +1,515 @@
+"""The four stages: sizes, costs, symmetry, and what each option changes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bsafusion.deformation import affine_field, compose, identity_grid
+from bsafusion.models.alignment import AffineStep, AlignmentCfg, local_correlation, reverse_correlation
+from bsafusion.models.bsafusion import PRESETS, BSAFusion, BSAFusionCfg, default, paper, working_shape
+from bsafusion.models.encoder import EncoderCfg
+from bsafusion.models.fusion import FusionCfg
+from bsafusion.models.layers import ChannelNorm, TransformerBlock
+from bsafusion.models.representation import ModalityRepresentation, RepresentationCfg
+
+Randomise = Callable[[nn.Module], Any]
+STEPS = ("affine", "1/16", "1/8", "1/4", "1/2")
+
+
+def images(shape: tuple[int, int] = (65, 81), count: int = 1) -> tuple[Tensor, Tensor]:
+    """Two different images with structure at several scales."""
+    pair = torch.Generator().manual_seed(7)
+    layers = [
+        F.interpolate(torch.rand(2, count, 1, n, n, generator=pair).flatten(0, 1), size=shape, mode="bilinear")
+        for n in (4, 9, 20)
+    ]
+    fixed, moving = (sum(layers) / 3).chunk(2)
+    return fixed, moving
+
+
+def small_paper() -> BSAFusionCfg:
+    return BSAFusionCfg(
+        preset="paper",
+        encoder=EncoderCfg(kind="restormer", shallow=4, widths=(16,)),
+        representation=RepresentationCfg(dim=16, heads=2, mlp_dim=16, transfer_per_modality=True, position_grid=5),
+        alignment=AlignmentCfg(
+            kind="attention", steps=("1/16", "1/8", "1/4", "1/2", "1/1"), layers=1, hidden=(16, 8, 8, 4, 4)
+        ),
+        fusion=FusionCfg(kind="restormer", widths=(8, 8, 4, 4), inner=(8, 8, 4, 4)),
+        working_side=81,
+    )
+
+
+# --- costs ----------------------------------------------------------------------------------------
+
+
+def parameters(cfg: BSAFusionCfg) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in BSAFusion(cfg).parameters())
+
+
+def gflop(cfg: BSAFusionCfg) -> float:
+    """Operations, multiply and add counted, for a 256 x 256 pair."""
+    with torch.device("meta"):
+        model = BSAFusion(cfg).eval()
+        image = torch.zeros(1, 1, 256, 256)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image, image)
+    return counter.get_total_flops() / 1e9
+
+
+def test_the_paper_preset_costs_what_the_paper_says() -> None:
+    assert parameters(paper()) == pytest.approx(10.03e6, rel=0.02)
+    assert 24 < gflop(paper()) < 30
+
+
+def test_the_default_preset_is_small() -> None:
+    assert parameters(default()) <= 4e6
+    assert gflop(default()) <= 27 / 4
+
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(33, 47), (100, 257), (300, 120), (256, 256)])
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_any_size_comes_out_as_it_went_in(
+    shape: tuple[int, int], preset: str, small_cfg: BSAFusionCfg, randomise: Randomise
+) -> None:
+    cfg = small_cfg if preset == "default" else small_paper()
+    model = randomise(BSAFusion(cfg))
+    fixed, moving = images(shape, count=2)
+    out = model.predict(fixed, moving)
+    for image in (out.fused, out.aligned):
+        assert image.shape == (2, 1, *shape)
+        assert torch.isfinite(image).all()
+        assert image.min() >= 0
+        assert image.max() <= 1
+    for field in (out.alignment.displacement, out.alignment.inverse):
+        assert field.shape == (2, 2, *shape)
+        assert field.abs().max() > 1e-3
+    if preset == "default":
+        assert out.alignment.expected_error.shape == (2, 1, *shape)
+        assert (out.alignment.expected_error > 0).all()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_full_presets_run(name: str) -> None:
+    model = BSAFusion(PRESETS[name]())
+    out = model.predict(*images((65, 49)))
+    assert out.fused.shape == (1, 1, 65, 49)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((257, 257), (257, 257)),
+        ((256, 200), (256, 200)),
+        ((193, 100), (193, 100)),  # at least three quarters of the side
+        ((192, 100), (257, 134)),  # 99 * 256 / 191 + 1 = 133.7
+        ((513, 257), (257, 129)),
+        ((129, 65), (257, 129)),
+        ((2048, 64), (257, 17)),  # never less than two tokens
+    ],
+)
+def test_the_working_shape(shape: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert working_shape(shape, 257) == expected
+
+
+def test_the_field_is_brought_to_full_resolution(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    """Twice as many pixels over the same extent: the same map, in pixels half as large."""
+    model = randomise(BSAFusion(small_cfg))
+    coarse = images((65, 81))
+    # 2 n - 1 samples keep every coarse one where it was, so that both sizes are encoded alike.
+    fine = [F.interpolate(i, size=(129, 161), mode="bilinear", align_corners=True) for i in coarse]
+    model.to_working = lambda image: image if image.shape[-1] == 81 else image[..., ::2, ::2]
+    small, large = model.predict(*coarse), model.predict(*fine)
+    torch.testing.assert_close(
+        large.alignment.displacement[..., ::2, ::2], 2 * small.alignment.displacement, rtol=0, atol=1e-3
+    )
+    error = large.alignment.expected_error[..., ::2, ::2]
+    torch.testing.assert_close(error, 2 * small.alignment.expected_error, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "moving"),
+    [((1, 1, 40, 40), (1, 1, 40, 41)), ((1, 3, 40, 40), (1, 3, 40, 40)), ((1, 40, 40), (1, 40, 40))],
+)
+def test_images_that_do_not_belong_together_are_refused(
+    fixed: tuple[int, ...], moving: tuple[int, ...], small_cfg: BSAFusionCfg
+) -> None:
+    with pytest.raises(ValueError, match="B 1 H W") as caught:
+        BSAFusion(small_cfg).predict(torch.zeros(fixed), torch.zeros(moving))
+    assert str(moving) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["small", "paper"])
+def test_two_runs_give_the_same_bytes(name: str, small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    model = randomise(BSAFusion(small_cfg if name == "small" else small_paper()))
+    pair = images((70, 81))
+    first, second = model.predict(*pair), model.predict(*pair)
+    assert torch.equal(first.fused, second.fused)
+    assert torch.equal(first.alignment.displacement, second.alignment.displacement)
+
+
+def test_a_pair_is_treated_alike_alone_and_in_a_batch(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    model = randomise(BSAFusion(small_cfg))
+    fixed, moving = images(count=3)
+    together, alone = model.predict(fixed, moving), model.predict(fixed[1:2], moving[1:2])
+    torch.testing.assert_close(together.fused[1:2], alone.fused, rtol=0, atol=1e-4)
+    torch.testing.assert_close(together.alignment.displacement[1:2], alone.alignment.displacement, rtol=0, atol=1e-3)
+
+
+# --- stage 3: symmetry and directions -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(65, 81), (60, 77), (120, 40)])
+def test_swapping_the_images_gives_the_inverse(
+    shape: tuple[int, int], small_cfg: BSAFusionCfg, randomise: Randomise
+) -> None:
+    model = randomise(BSAFusion(small_cfg))
+    a, b = images(shape)
+    there, back = model.predict(a, b).alignment, model.predict(b, a).alignment
+    assert there.displacement.abs().max() > 0.5
+    torch.testing.assert_close(there.displacement, back.inverse, rtol=0, atol=1e-3)
+    torch.testing.assert_close(there.inverse, back.displacement, rtol=0, atol=1e-3)
+
+
+def test_equal_images_stay_where_they_are(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    image, _ = images()
+    alignment = randomise(BSAFusion(small_cfg)).predict(image, image).alignment
+    assert alignment.displacement.abs().max() < 1e-3
+
+
+def test_the_two_fields_are_inverse(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    cfg = replace(small_cfg, alignment=replace(small_cfg.alignment, steps=("affine", "1/16")))
+    alignment = randomise(BSAFusion(cfg)).predict(*images()).alignment
+    both = compose(alignment.displacement, alignment.inverse)[..., 12:-12, 12:-12]
+    assert both.abs().mean() < 0.1 * alignment.displacement.abs().mean()
+
+
+@pytest.mark.parametrize("direction", ["both", "forward", "reverse"])
+def test_the_direction_says_who_moves(direction: str, small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    cfg = replace(small_cfg, alignment=replace(small_cfg.alignment, direction=direction))
+    alignment = randomise(BSAFusion(cfg)).predict(*images()).alignment
+    assert [step.name for step in alignment.steps] == list(STEPS)
+    for step in alignment.steps:
+        assert (step.field_fixed.abs().max() > 1e-3) == (direction != "forward")
+        assert (step.field_moving.abs().max() > 1e-3) == (direction != "reverse")
+    if direction == "forward":
+        grid = alignment.steps[-1].field_moving
+        torch.testing.assert_close(alignment.displacement[..., ::2, ::2], 2 * grid, rtol=0, atol=1e-4)
+
+
+def test_paper_steps_add_up(randomise: Randomise) -> None:
+    """One voxel per scale and image at most: 16 + 8 + 4 + 2 + 1 = 31 pixels each way."""
+    model = randomise(BSAFusion(small_paper()))
+    with torch.no_grad():
+        for name, parameter in model.alignment.sides.named_parameters():
+            if name.endswith("out.bias"):
+                parameter.fill_(20.0 if name.startswith("moving") else -20.0)
+    alignment = model.predict(*images()).alignment
+    torch.testing.assert_close(
+        alignment.displacement, torch.full_like(alignment.displacement, 62.0), rtol=1e-3, atol=1e-3
+    )
+
+
+# --- stage 3: local correlation -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "radius"), [((5, 7), 1), ((17, 33), 3), ((3, 16), 2), ((2, 40), 3), ((20, 1), 1)])
+def test_local_correlation_against_a_loop(shape: tuple[int, int], radius: int) -> None:
+    height, width = shape
+    a, b = torch.randn(2, 2, 6, height, width, dtype=torch.float64)
+    span = 2 * radius + 1
+    expected = torch.zeros(2, span * span, height, width, dtype=torch.float64)
+    for y in range(height):
+        for x in range(width):
+            for dy in range(-radius, radius + 1):
+                for dx in range(-radius, radius + 1):
+                    if 0 <= y + dy < height and 0 <= x + dx < width:
+                        channel = (dy + radius) * span + dx + radius
+                        expected[:, channel, y, x] = (a[:, :, y, x] * b[:, :, y + dy, x + dx]).sum(1)
+    found = local_correlation(a, b, radius)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(reverse_correlation(found, radius), local_correlation(b, a, radius), rtol=0, atol=1e-12)
+
+
+# --- stage 3: affine step -------------------------------------------------------------------------
+
+
+def descriptors(points: Tensor) -> Tensor:
+    """Unit descriptors, unique to each point of the plane and changing smoothly: ``B 2 h w`` -> ``B 64 h w``."""
+    fixed = torch.Generator().manual_seed(3)
+    waves = torch.randn(64, 2, generator=fixed, dtype=torch.float64) * 1.2
+    phases = torch.rand(64, 1, 1, generator=fixed, dtype=torch.float64) * 2 * math.pi
+    return F.normalize(torch.cos(torch.einsum("kc,bchw->bkhw", waves, points) + phases), dim=1)
+
+
+def seen(linear: list[list[float]], shift: list[float], shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Descriptors of the fixed image and of one in which ``x`` is found at ``A x + t`` (voxels, about the centre);
+    the map itself as ``1 2 3``."""
+    grid = identity_grid(shape, torch.zeros(1, dtype=torch.float64))[None]
+    centre = (torch.tensor(shape, dtype=torch.float64) - 1).view(1, 2, 1, 1) / 2
+    matrix = torch.tensor(linear, dtype=torch.float64)
+    offset = torch.tensor(shift, dtype=torch.float64).view(1, 2, 1, 1)
+    origin = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(matrix), grid - centre - offset)
+    return descriptors(grid - centre), descriptors(origin)
+
+
+def turn(degrees: float) -> list[list[float]]:
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return [[c, -s], [s, c]]
+
+
+@pytest.mark.parametrize(
+    ("linear", "shift"),
+    [
+        (turn(0), [0.0, 0.0]),
+        (turn(0), [2.0, -1.5]),
+        (turn(15), [0.0, 0.0]),
+        (turn(-20), [1.0, 0.5]),
+        ([[1.1, 0.05], [-0.02, 0.95]], [-0.75, 1.25]),
+    ],
+)
+def test_the_affine_step_recovers_a_known_map(linear: list[list[float]], shift: list[float]) -> None:
+    shape = (17, 15)
+    a, b = seen(linear, shift, shape)
+    step = AffineStep().double()
+    with torch.no_grad():
+        step.log_scale.fill_(math.log(60.0))
+        velocity, logits = step(a, b)
+    assert logits.shape == (1, 255, 255)
+    # m -> m - v/2 and m -> m + v/2 lead to the two images; from one to the other it is the map.
+    to_fixed, to_moving = -velocity / 2, velocity / 2
+    grid = identity_grid(shape, velocity)[None]
+    centre = (torch.tensor(shape, dtype=torch.float64) - 1).view(1, 2, 1, 1) / 2
+    mapped = torch.einsum("ij,bjhw->bihw", torch.tensor(linear, dtype=torch.float64), grid + to_fixed - centre)
+    mapped = mapped + centre + torch.tensor(shift, dtype=torch.float64).view(1, 2, 1, 1)
+    assert (mapped - grid - to_moving).norm(dim=1).max() < 0.25  # of up to 5 voxels; the ridge shrinks a little
+
+
+def test_the_affine_step_is_antisymmetric() -> None:
+    a, b = (F.normalize(torch.randn(2, 8, 9, 12), dim=1) for _ in range(2))
+    step = AffineStep()
+    there, logits = step(a, b)
+    back, logits_back = step(b, a)
+    assert there.abs().max() > 1e-3
+    torch.testing.assert_close(there, -back, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits, logits_back.transpose(1, 2))
+    # A global affine map has no second differences.
+    assert there.diff(n=2, dim=2).abs().max() < 1e-4
+    assert there.diff(n=2, dim=3).abs().max() < 1e-4
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def fused_by(cfg: BSAFusionCfg, randomise: Randomise) -> tuple[Tensor, Tensor]:
+    out = randomise(BSAFusion(cfg)).predict(*images())
+    return out.fused, out.alignment.displacement
+
+
+def check_distinct(results: list[Tensor]) -> None:
+    for i, a in enumerate(results):
+        assert torch.isfinite(a).all()
+        for b in results[i + 1 :]:
+            assert (a - b).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_the_number_of_steps(preset: str, small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    cfg = small_cfg if preset == "default" else small_paper()
+    results = []
+    for count in range(1, 6):
+        alignment = replace(cfg.alignment, steps=cfg.alignment.steps[:count])
+        model = randomise(BSAFusion(replace(cfg, alignment=alignment)))
+        out = model.predict(*images())
+        assert len(out.alignment.steps) == count
+        assert out.fused.shape == (1, 1, 65, 81)
+        results.append(out.alignment.displacement)
+    check_distinct(results)
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_the_number_of_fusion_blocks(preset: str, small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    cfg = small_cfg if preset == "default" else small_paper()
+    fusion = replace(cfg.fusion, widths=(8, 8, 8, 8))  # the last stage then has the same shape for any number
+    variants = [replace(cfg, fusion=replace(fusion, blocks=n)) for n in range(1, 5)]
+    check_distinct([fused_by(v, randomise)[0] for v in variants])
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_the_number_of_layers(preset: str, small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    cfg = small_cfg if preset == "default" else small_paper()
+    variants = [replace(cfg, alignment=replace(cfg.alignment, layers=n)) for n in range(1, 4)]
+    check_distinct([fused_by(v, randomise)[1] for v in variants])
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_injection_changes_alignment(preset: str, small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    cfg = small_cfg if preset == "default" else small_paper()
+    variants = [replace(cfg, representation=replace(cfg.representation, inject=i)) for i in (True, False)]
+    assert parameters(variants[0]) == parameters(variants[1])
+    check_distinct([fused_by(v, randomise)[1] for v in variants])
+
+
+@pytest.mark.parametrize("cfg", [default(), paper(), small_paper()])
+def test_options_survive_json(cfg: BSAFusionCfg) -> None:
+    again = BSAFusionCfg.from_dict(json.loads(json.dumps(cfg.to_dict())))
+    assert again == cfg
+    assert hash(again) == hash(cfg)  # tuples, not lists
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (AlignmentCfg, {"steps": ()}, "one to five"),
+        (AlignmentCfg, {"steps": ("1/32",)}, "1/32"),
+        (AlignmentCfg, {"steps": ("1/4", "1/8")}, "coarse to fine"),
+        (AlignmentCfg, {"direction": "backward"}, "both, forward, reverse"),
+        (AlignmentCfg, {"kind": "attention"}, "no affine step"),
+        (AlignmentCfg, {"hidden": (8,)}, "one value for each step"),
+        (AlignmentCfg, {"radius": (3,)}, "one value for each step"),
+        (EncoderCfg, {"widths": (8, 8, 8)}, "takes 4"),
+        (EncoderCfg, {"widths": (8, 8, 8, 12)}, "multiple of 8"),
+        (EncoderCfg, {"kind": "restormer"}, "takes 1"),
+        (RepresentationCfg, {"dim": 90}, "multiple of heads 4"),
+        (FusionCfg, {"blocks": 0}, "1 to 4 blocks"),
+        (FusionCfg, {"blocks": 5}, "1 to 4 blocks"),
+        (FusionCfg, {"widths": (8, 8)}, "one width each"),
+        (BSAFusionCfg, {"representation": RepresentationCfg(dim=64)}, "96 channels.*expects 64"),
+    ],
+)
+def test_options_that_make_no_network_are_refused(kind: type, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**options)
+
+
+# --- stage 2 --------------------------------------------------------------------------------------
+
+
+def small_representation(**options: Any) -> ModalityRepresentation:
+    cfg = RepresentationCfg(dim=16, heads=2, mlp_dim=16, blocks=1, transfer_blocks=1, **options)
+    return ModalityRepresentation(cfg)
+
+
+def test_the_judge_is_not_trained_but_passes_gradients_on() -> None:
+    stage = small_representation()
+    fixed, moving = torch.randn(2, 2, 16, 4, 5).unbind(0)
+    fixed.requires_grad_()
+    sum(logits.square().sum() for logits in stage(fixed, moving).judge_logits).backward()
+    assert all(not p.requires_grad and p.grad is None for p in stage.judge.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in stage.transfer.parameters())
+    assert fixed.grad.abs().sum() > 0
+
+
+def test_the_judge_is_a_copy_of_the_classifier_once_refreshed() -> None:
+    stage = small_representation()
+    with torch.no_grad():
+        for p in stage.classifier.parameters():
+            p += 1
+    pairs = list(zip(stage.judge.parameters(), stage.classifier.parameters(), strict=True))
+    assert not any(torch.equal(a, b) for a, b in pairs)
+    stage.refresh_judge()
+    assert all(torch.equal(a, b) and a is not b for a, b in pairs)
+    assert not any(p.requires_grad for p in stage.judge.parameters())
+
+
+def test_maps_keep_the_places_of_their_tokens() -> None:
+    """The class token is dropped, not a token of the image: with blocks that pass everything on, maps come back."""
+    stage = small_representation(inject=False)
+    with torch.no_grad():
+        for block in stage.modules():
+            if isinstance(block, TransformerBlock):
+                for part in (block.project, block.mlp[-1]):
+                    part.weight.zero_()
+                    part.bias.zero_()
+    fixed, moving = torch.randn(2, 3, 16, 4, 5).unbind(0)
+    out = stage(fixed, moving)
+    for found, expected in zip((*out.plain, *out.matched), (fixed, moving) * 2, strict=True):
+        assert torch.equal(found, expected)
+    assert out.logits[0].shape == out.judge_logits[1].shape == (3, 4)
+
+
+def test_injection_adds_the_other_images_class_token() -> None:
+    stage = small_representation()
+    with torch.no_grad():
+        for block in stage.modules():
+            if isinstance(block, TransformerBlock):
+                for part in (block.project, block.mlp[-1]):
+                    part.weight.zero_()
+                    part.bias.zero_()
+    fixed, moving = torch.randn(2, 1, 16, 4, 5).unbind(0)
+    token = stage.classifier.class_token.view(1, 16, 1, 1)  # with idle blocks the MFRH is the class token itself
+    out = stage(fixed, moving)
+    torch.testing.assert_close(out.matched, (fixed + token, moving + token))
+    torch.testing.assert_close(out.plain, (fixed, moving))
+
+
+@pytest.mark.parametrize("per_modality", [True, False])
+def test_sides_share_the_transfer_unless_asked(per_modality: bool) -> None:
+    stage = small_representation(transfer_per_modality=per_modality)
+    image = torch.randn(1, 16, 4, 5)
+    out = stage(image, image)
+    assert torch.allclose(*out.matched, atol=1e-6) == (not per_modality)
+
+
+# --- stage 4 and layers ---------------------------------------------------------------------------
+
+
+def test_weights_show_nothing_that_neither_image_shows(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    model = randomise(BSAFusion(small_cfg))
+    fixed, moving = images()
+    fixed, moving = fixed.clone(), moving.clone()
+    fixed[..., :, 40:] = 0
+    moving[..., 30:, :] = 0
+    out = model.predict(fixed, moving)
+    empty = (fixed == 0) & (out.aligned == 0)
+    assert empty.sum() > 500
+    assert (out.fused[empty] == 0).all()
+    assert (out.fused[~empty] > 0).all()
+    assert (out.fused <= fixed + out.aligned + 1e-6).all()
+
+
+def test_aligned_is_the_moving_image_under_the_field(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    from bsafusion.deformation import warp
+
+    fixed, moving = images((90, 110))
+    out = randomise(BSAFusion(small_cfg)).predict(fixed, moving)
+    torch.testing.assert_close(out.aligned, warp(moving, out.alignment.displacement), rtol=0, atol=1e-4)
+
+
+def test_channel_norm_is_layer_norm_at_each_position() -> None:
+    x = torch.randn(2, 8, 3, 4) * 5 + 2
+    normed = ChannelNorm(8)(x)
+    torch.testing.assert_close(normed.mean(1), torch.zeros(2, 3, 4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(normed.var(1, unbiased=False), torch.ones(2, 3, 4), rtol=0, atol=1e-3)
+
+
+def test_attention_written_out_is_torchs() -> None:
+    block = TransformerBlock(16, 4, 32)
+    tokens = torch.randn(2, 9, 16)
+    q, k, v = (t.view(2, 9, 4, 4).transpose(1, 2) for t in block.to_qkv(block.norm_attention(tokens)).chunk(3, 2))
+    attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 9, 16)
+    expected = tokens + block.project(attended)
+    expected = expected + block.mlp(block.norm_mlp(expected))
+    torch.testing.assert_close(block(tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_affine_velocity_is_an_affine_field() -> None:
+    """Descriptors that are the same everywhere hold no evidence: the step stays at the identity."""
+    same = F.normalize(torch.ones(1, 8, 6, 7), dim=1)
+    velocity, _ = AffineStep()(same, same)
+    zero = affine_field(torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]), shape=(6, 7))
+    torch.testing.assert_close(velocity, zero, rtol=0, atol=1e-5)
