@@ -5,8 +5,8 @@
 
 With a pairs CSV: every pair's moving image is deformed by fields drawn with fixed seeds (families in
 ``bsafusion.datasets.MISALIGNMENTS``), and the recovered field is compared with the drawn one inside the head;
-reference: the moving image as it was before. ``self`` deforms each MRI and asks to align it with itself. With ``--samples``: the
-pairs that ship with the package, each against its own known transform. Lengths in pixels.
+reference: the moving image as it was before. ``self`` deforms each MRI and aligns it with itself. With ``--samples``:
+the pairs that ship with the package, each against its own known transform. Lengths in pixels.
 """
 
 from __future__ import annotations

@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("-o", "--out", type=Path, help="write the figures as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -76,11 +77,15 @@ def main() -> None:
             ]
             rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     seconds = {preset: statistics.median(row["seconds"] for row in rows) for preset, rows in found.items()}
-    for preset, rows in found.items():
-        peak = max(row["peak_mb"] for row in rows)
-        print(f"{preset:8} {seconds[preset]:.3f} s a pair, peak memory {peak:.0f} MB")
+    peak = {preset: max(row["peak_mb"] for row in rows) for preset, rows in found.items()}
+    cold = statistics.median(cold_fuse() for _ in range(args.rounds))
+    for preset in found:
+        print(f"{preset:8} {seconds[preset]:.3f} s a pair, peak memory {peak[preset]:.0f} MB")
     print(f"default is {seconds['paper'] / seconds['default']:.2f} times faster")
-    print(f"bsafusion fuse, cold: {statistics.median(cold_fuse() for _ in range(args.rounds)):.2f} s")
+    print(f"bsafusion fuse, cold: {cold:.2f} s")
+    if args.out:
+        result = {"threads": args.threads, "seconds": seconds, "peak_mb": peak, "cold_fuse_seconds": cold}
+        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

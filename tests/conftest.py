@@ -25,7 +25,8 @@ from bsafusion.models.representation import RepresentationCfg
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
-torch.set_num_threads(2)
+# For networks this small more threads gain little, and on a busy machine they wait for each other many times over.
+torch.set_num_threads(1)
 
 SIDE = 65  # of the synthetic scans
 
@@ -40,7 +41,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_cfg() -> BSAFusionCfg:
     """The default network, all five steps and four blocks, a few channels each, for images of 65 to 81 pixels."""
     return BSAFusionCfg(
@@ -52,7 +53,7 @@ def small_cfg() -> BSAFusionCfg:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def training_cfg(small_cfg: BSAFusionCfg) -> BSAFusionCfg:
     """The small network at the size of the synthetic scans."""
     return replace(small_cfg, working_side=SIDE)

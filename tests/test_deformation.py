@@ -18,7 +18,6 @@ from bsafusion.deformation import (
     affine_field,
     compose,
     identity_grid,
-    integrate,
     invert,
     jacobian_determinant,
     resize_field,
@@ -173,32 +172,26 @@ def test_a_field_and_its_inverse_cancel(shape: tuple[int, ...], seed: int) -> No
     coarse = torch.rand(1, dimensions, *([4] * dimensions), generator=knots, dtype=torch.float64) * 2 - 1
     field = resize_field(coarse, shape=shape)
     field = field * (min(shape) / 20 / field.abs().max())
-    inverse = invert(field, iterations=60)
+    inverse = invert(field, tolerance=1e-6, iterations=60)
     assert inner(compose(field, inverse), 3).abs().max() < 1e-3
     # The other order interpolates the inverse, which is not piecewise linear on the grid.
     assert inner(compose(inverse, field), 3).abs().max() < 0.2
-    assert inner(compose(inverse, field), 3).abs().mean() < 0.01
+    assert inner(compose(inverse, field), 3).abs().mean() < 0.02
 
 
 def test_the_inverse_of_a_rotation_is_the_opposite_rotation() -> None:
     field = affine_field(rotation(12), shape=(41, 41))
     expected = affine_field(rotation(-12), shape=(41, 41))
-    assert (inner(invert(field, iterations=60) - expected, 8)).abs().max() < 1e-6
+    assert (inner(invert(field, tolerance=1e-9, iterations=60) - expected, 8)).abs().max() < 1e-6
     assert inner(-field - expected, 8).abs().max() > 0.1  # minus the field would not do
 
 
-@pytest.mark.parametrize("shape", [(40, 31), (16, 17, 18)])
-def test_opposite_velocities_integrate_to_inverse_fields(shape: tuple[int, ...], smooth_field: Field) -> None:
-    velocity = smooth_field(shape, 1.5)
-    there, back = integrate(velocity, squarings=6), integrate(-velocity, squarings=6)
-    left = inner(compose(there, back), 3).abs().mean()
-    assert left < 0.02
-    assert left < 0.2 * inner(compose(velocity, -velocity), 3).abs().mean()
-
-
-def test_a_constant_velocity_integrates_to_itself() -> None:
-    velocity = torch.tensor([1.5, -2.25]).view(1, 2, 1, 1).expand(1, 2, 7, 9)
-    torch.testing.assert_close(integrate(velocity), velocity)
+def test_inversion_stops_when_it_is_exact_enough(smooth_field: Field) -> None:
+    field = smooth_field((30, 41), 1.5)
+    rough, fine = (inner(compose(field, invert(field, tolerance=t)), 3).abs().max() for t in (0.1, 1e-6))
+    assert fine < 1e-5
+    assert 1e-4 < rough < 0.1
+    torch.testing.assert_close(invert(field, iterations=0), -field)
 
 
 @pytest.mark.parametrize("shape", [(40, 31), (12, 13, 14)])
@@ -296,7 +289,7 @@ def test_gradients_of_compose_and_invert(smooth_field: Field) -> None:
     u = (smooth_field((5, 6), 0.3, 1) + 0.4).requires_grad_()
     v = (smooth_field((5, 6), 0.3, 2) + 0.4).requires_grad_()
     assert torch.autograd.gradcheck(compose, (u, v))
-    assert torch.autograd.gradcheck(lambda w: invert(w, iterations=5), (u,))
+    assert torch.autograd.gradcheck(lambda w: invert(w, tolerance=0, iterations=5), (u,))
 
 
 # --- refusals -------------------------------------------------------------------------------------

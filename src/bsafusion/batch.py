@@ -47,7 +47,7 @@ def read_manifest(path: Path) -> list[Row]:
         raise RequestError(f"{path}: no such manifest; expected a CSV with columns id,fixed,moving[,task]")
     try:
         with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle)
+            reader = csv.DictReader(handle, skipinitialspace=True)
             missing = {"id", "fixed", "moving"} - set(reader.fieldnames or ())
             if missing:
                 found = ", ".join(reader.fieldnames or ()) or "none"

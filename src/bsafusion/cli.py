@@ -33,6 +33,8 @@ def _one_line_errors() -> Iterator[None]:
     """What the library raises becomes one line on stderr and an exit code."""
     try:
         yield
+    except typer.Exit:  # a RuntimeError to Python, a plain exit code to us
+        raise
     except (KeyboardInterrupt, BrokenPipeError):
         raise typer.Exit(130) from None
     except (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
@@ -61,7 +63,9 @@ def fuse(
 ) -> None:
     """Align MOVING to FIXED and fuse both into the folder OUT."""
     with _one_line_errors():
-        _refuse_existing(out, overwrite)
+        _check_folder(out)
+        if out.is_dir() and any(out.iterdir()) and not overwrite:
+            raise FileExistsError(f"{out} exists and is not empty; choose another folder or pass --overwrite")
         from bsafusion import pipeline
 
         pipeline.check_task(task)
@@ -74,10 +78,11 @@ def fuse(
         _say(result.status, result.reasons, out, time.perf_counter() - started)
 
 
-def _refuse_existing(out: Path, overwrite: bool) -> None:
-    """Before any work, not after it."""
-    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists; choose another folder or pass --overwrite")
+def _check_folder(out: Path) -> None:
+    """Before any work, not after it: whether ``out`` is a folder or can become one."""
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(f"{path} is a file; expected a folder for the result; choose another path")
 
 
 def _say(status: str, reasons: list[str], out: Path, seconds: float) -> None:
@@ -100,8 +105,7 @@ def batch(
         from bsafusion.pipeline import load_model
 
         rows = read_manifest(manifest)
-        if out.exists() and not out.is_dir():
-            raise NotADirectoryError(f"{out} is a file; expected a folder for the results; choose another path")
+        _check_folder(out)
         model = load_model(weights, device=device)
 
         from rich.console import Console
@@ -137,23 +141,138 @@ def warp(
 ) -> None:
     """Carry IMAGE to the fixed grid along DEFORMATION."""
     with _one_line_errors():
+        if out.is_dir():
+            raise IsADirectoryError(f"{out} is a folder; expected a file to write: .png, .tif or .nii.gz; add its name")
         if out.exists() and not overwrite:
             raise FileExistsError(f"{out} exists; choose another file or pass --overwrite")
+        _check_folder(out.parent)
         from bsafusion.io import read_deformation, read_image, write_image
         from bsafusion.preprocessing import apply_field
 
         field = read_deformation(deformation)
         source = read_image(image, slice_index=image_slice)
         carried = apply_field(field, source, nearest=labels)
-        if out.name.lower().endswith(".nii.gz"):
-            colour = (0.0, 255.0) if len(carried) == 3 else None
-            write_image(out, carried, geometry=field.geometry, value_range=colour)
+        depth: Any = source.dtype
+        largest = {"uint8": 255.0, "uint16": 65535.0}.get(depth)
+        volume = out.name.lower().endswith(".nii.gz")
+        low, high = float(source.array.min()), float(source.array.max())
+        if not volume and (largest is None or low < 0 or high > largest):
+            raise ValueError(
+                f"{out.name}: {depth} values {low:g} to {high:g} do not fit a picture; write .nii.gz instead"
+            )
+        spread = None if largest is None else (0.0, largest)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if volume:
+            write_image(out, carried, geometry=field.geometry, value_range=spread if len(carried) == 3 else None)
         else:
-            depth: Any = "uint16" if source.dtype == "uint16" else "uint8"
-            if source.dtype not in ("uint8", "uint16"):
-                raise ValueError(f"{out.name}: {source.dtype} values do not fit a picture; write .nii.gz instead")
-            write_image(out, carried, value_range=(0, 65535 if depth == "uint16" else 255), dtype=depth)
+            write_image(out, carried, value_range=spread, dtype=depth)
         typer.echo(str(out))
+
+
+@app.command()
+def metrics(
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FIXED MOVING FUSED | TABLE",
+            help="Three images, three folders with the same file names, or a CSV: id,fixed,moving,fused[,task].",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the values and their summary.", show_default=False)
+    ] = None,
+    names: Annotated[
+        str | None, typer.Option(help="Metrics, separated by commas; those of the paper if left out.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every metric there is.")] = False,
+    reference: Annotated[
+        str,
+        typer.Option(
+            help="What MOVING is: truth (before it was deformed) or aligned (by a method). Recorded with the values."
+        ),
+    ] = "truth",
+    fixed_slice: Annotated[int | None, typer.Option(help="Slice of 3-D fixed NIfTI.")] = None,
+    moving_slice: Annotated[int | None, typer.Option(help="Slice of 3-D moving NIfTI.")] = None,
+    fused_slice: Annotated[int | None, typer.Option(help="Slice of 3-D fused NIfTI.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier tables in OUT.")] = False,
+) -> None:
+    """Score fused images, made by this program or any other."""
+    with _one_line_errors():
+        from bsafusion import scoring
+
+        checked: Any = reference
+        cfg = scoring.ScoringCfg(scoring.choose_metrics(names, every), checked)
+        slices: Any = {"fixed": fixed_slice, "moving": moving_slice, "fused": fused_slice}
+        rows = scoring.find_rows(images)
+        if len(images) == 3 and not images[0].is_dir() and out is None:
+            fixed, moving, fused = images
+            _say_score(scoring.score_one(fixed, moving, fused, cfg, slices=slices), cfg, as_json)
+            return
+        if out is not None:
+            _check_folder(out)
+            earlier = [name for name in scoring.OUTPUTS if (out / name).exists()]
+            if earlier and not overwrite:
+                raise FileExistsError(f"{out} holds {', '.join(earlier)}; choose another folder or pass --overwrite")
+
+        from rich.console import Console
+        from rich.progress import track
+
+        console = Console(stderr=True)
+        scores = list(
+            track(
+                scoring.score_table(rows, cfg, slices=slices),
+                "scoring",
+                total=len(rows),
+                console=console,
+                disable=not console.is_terminal,
+            )
+        )
+        summary = scoring.describe_scores(scores, cfg)
+        if out is not None:
+            scoring.write_scores(out, scores, summary)
+        _say_summary(summary, as_json)
+        for failed in summary["failed"]:
+            typer.echo(f"failed: {failed['id']}: {failed['message']}", err=True)
+        if summary["failed"]:
+            raise typer.Exit(1)
+
+
+def _better(name: str) -> str:
+    from bsafusion.metrics import DIRECTIONS
+
+    return {"up": "higher is better", "down": "lower is better"}[DIRECTIONS[name]]
+
+
+def _say_score(score: Any, cfg: Any, as_json: bool) -> None:
+    if as_json:
+        from bsafusion.scoring import json_number
+
+        values = {name: json_number(value) for name, value in score.values.items()}
+        typer.echo(json.dumps({**values, "reference": cfg.reference, "scaling": score.scaling}, indent=2))
+        return
+    for name, value in score.values.items():
+        typer.echo(f"{name:<8} {value:12.4f}  {_better(name)}")
+    typer.echo(f"reference: {cfg.reference}")
+    for role, rule in score.scaling.items():
+        typer.echo(f"{role}: {rule}")
+
+
+def _say_summary(summary: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
+        return
+
+    def number(value: float | None) -> str:
+        return f"{value:.4f}" if value is not None else "inf"
+
+    for group, figures in summary["groups"].items():
+        typer.echo(f"{group}, {next(iter(figures.values()))['n']} images, reference {summary['settings']['reference']}")
+        for name, of in figures.items():
+            interval = "" if of["ci95"] is None else f" [{number(of['ci95'][0])}, {number(of['ci95'][1])}]"
+            mean = f"mean {number(of['mean'])}{interval}"
+            typer.echo(f"  {name:<8} {mean:<42} median {number(of['median'])}  {_better(name)}")
 
 
 @app.command()
@@ -177,22 +296,29 @@ def train(
         list[str] | None,
         typer.Option(
             "--set",
-            help="Any other option as PATH=JSON, e.g. model.alignment.direction='\"forward\"' or training.weights.ce2=0.",
+            help="Any other option as PATH=VALUE, e.g. model.alignment.direction=forward or training.weights.ce2=0.",
         ),
     ] = None,
 ) -> None:
     """Train on PAIRS; on several processes with torchrun -m bsafusion train ..."""
     with _one_line_errors():
         import os
+        from dataclasses import replace
 
+        from bsafusion.losses import LossWeights
         from bsafusion.models.bsafusion import PRESETS
         from bsafusion.options import with_options
+        from bsafusion.pipeline import check_device
         from bsafusion.training import TrainingCfg
         from bsafusion.training import train as run
 
         if preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
+        check_device(device)
+        _check_folder(out)
         cfg: Any = TrainingCfg(parts=parts, steps=steps, batch=batch, lr=lr, seed=seed, precision=precision)  # type: ignore[arg-type]
+        if preset == "paper":
+            cfg = replace(cfg, weights=LossWeights.published())
         cfg, model_cfg = with_options(cfg, PRESETS[preset](), set_ or [])
 
         from rich.console import Console

@@ -231,7 +231,7 @@ class Mix:
     """
 
     own_contrast: float = 0.5
-    misalignments: tuple[tuple[str, float], ...] = (("paper", 0.5), ("rigid", 0.2), ("large", 0.3))
+    misalignments: tuple[tuple[str, float], ...] = (("paper", 0.4), ("rigid", 0.25), ("large", 0.35))
     pose: Misalignment = Misalignment(translation=8, rotation=10, scale=0.12)
 
     def __post_init__(self) -> None:

@@ -22,18 +22,23 @@ from bsafusion.models.representation import Representation
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weight of each named term; 0 switches it off. The first eight are the paper's, with its weights."""
+    """Weight of each named term; 0 switches it off. The defaults are those of the default preset."""
 
-    ce1: float = 1.0  # the classifier tells the modality from the MFRH
-    ce2: float = 1.0  # its frozen copy cannot tell it after transfer
-    consistency: float = 1.0  # aligned against the truth: (1 - SSIM) + L1
-    smooth: float = 1.0  # squared differences of step fields and total
+    ce1: float = 0.2  # the classifier tells the modality from the MFRH
+    ce2: float = 0.2  # its frozen copy cannot tell it after transfer
+    consistency: float = 0.0  # aligned against the truth: (1 - SSIM) + L1
+    smooth: float = 0.05  # squared differences of step fields and total
     structure: float = 1.0  # (1 - SSIM) of fused against both sources
-    gradient: float = 1.0  # Sobel magnitude of fused against the larger of the sources'
+    gradient: float = 8.0  # Sobel magnitude of fused against the larger of the sources'; 8: that of the plain kernel
     intensity: float = 0.5  # fused against the larger of the sources
     field: float = 1.0  # distance of every step's field from the known one, pixels
-    match: float = 0.0  # cross-entropy of what the steps compare against the known partner
-    error: float = 0.0  # likelihood of the expected-error map
+    match: float = 0.5  # cross-entropy of what the steps compare against the known partner
+    error: float = 0.1  # likelihood of the expected-error map
+
+    @classmethod
+    def published(cls) -> LossWeights:
+        """The paper's own composite loss: no supervision by the known field."""
+        return cls(ce1=1, ce2=1, consistency=1, smooth=1, field=0, match=0, error=0)
 
 
 def total_loss(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from bsafusion.models.bsafusion import BSAFusionCfg
 from bsafusion.training import TrainingCfg
@@ -41,6 +41,9 @@ def _replaced(cfg: Any, path: list[str], value: Any, setting: str) -> Any:
     if path[0] not in names:
         raise ValueError(f"--set {setting!r}: no option {path[0]!r}; expected one of {', '.join(names)}")
     current = getattr(cfg, path[0])
+    if get_type_hints(type(cfg))[path[0]] is float:
+        # Whole numbers stand for real ones, in a default as in a setting.
+        current, value = float(current), float(value) if type(value) is int else value
     if len(path) > 1:
         if not is_dataclass(current):
             raise ValueError(f"--set {setting!r}: {path[0]!r} is a value, not a group of options")
@@ -48,6 +51,15 @@ def _replaced(cfg: Any, path: list[str], value: Any, setting: str) -> Any:
     elif is_dataclass(current):
         inside = ", ".join(f.name for f in fields(current))
         raise ValueError(f"--set {setting!r}: {path[0]!r} is a group of options: {inside}")
-    elif type(value) is not type(current) and not (isinstance(current, float) and type(value) is int):
+    elif not _same_kind(value, current):
         raise ValueError(f"--set {setting!r}: {value!r} is not of the kind of {current!r}")
-    return replace(cfg, **{path[0]: float(value) if isinstance(current, float) else value})
+    return replace(cfg, **{path[0]: value})
+
+
+def _same_kind(value: Any, current: Any) -> bool:
+    """Whether ``value`` can stand in for ``current``: a list for a list of the same kind of entries."""
+    if isinstance(current, tuple) and isinstance(value, tuple):
+        if len({type(entry) for entry in current}) > 1:  # not a list but a record, such as a name and its share
+            return len(value) == len(current) and all(map(_same_kind, value, current))
+        return not current or all(_same_kind(entry, current[0]) for entry in value)
+    return type(value) is type(current) or (isinstance(current, float) and type(value) is int)

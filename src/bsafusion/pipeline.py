@@ -17,7 +17,7 @@ from bsafusion import weights
 from bsafusion.datasets import TASKS
 from bsafusion.deformation import DeformationField, identity_grid, jacobian_determinant
 from bsafusion.image import Image, ImageError, Modality
-from bsafusion.io import atomic_folder, read_image, write_deformation, write_image, write_json
+from bsafusion.io import PixelType, atomic_folder, read_image, write_deformation, write_image, write_json
 from bsafusion.metrics import head_mask
 from bsafusion.models.bsafusion import BSAFusion, Output
 from bsafusion.models.representation import MODALITIES
@@ -57,12 +57,17 @@ def load_model(name: str = weights.DEFAULT, *, device: str = "cpu") -> Model:
         weights.WeightsError: there are no such weights, or the file is damaged.
         RequestError: the device is not there.
     """
+    check_device(device)
+    network, record = weights.load(name, device=device)
+    return Model(network, record, device)
+
+
+def check_device(device: str) -> None:
+    """Raise :class:`RequestError` for a device that is not there."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device.split(":")[0], False):
         there = ", ".join(d for d, is_there in available.items() if is_there)
         raise RequestError(f"device {device!r} is not there; expected one of {there}")
-    network, record = weights.load(name, device=device)
-    return Model(network, record, device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,24 +127,16 @@ class FusionResult:
         sixteen = "uint16" in (self.fixed.dtype, self.moving.dtype)
         with atomic_folder(out, overwrite=overwrite) as folder:
             write_image(folder / "fused.png", self.fused, value_range=(0, 1), dtype="uint16" if sixteen else "uint8")
-            if self.moving.dtype in ("uint8", "uint16"):
-                depth = self.moving.dtype
-                largest = 255 if depth == "uint8" else 65535
-                write_image(folder / "aligned.png", self.aligned, value_range=(0, largest), dtype=depth)  # type: ignore[arg-type]
-            else:
-                scaling = fit_intensity(self.moving)
-                write_image(
-                    folder / "aligned.png",
-                    self.aligned,
-                    value_range=(scaling.low, scaling.high),
-                    dtype="uint8",
-                )
+            spread, depth = _picture_range(self.moving)
+            write_image(folder / "aligned.png", self.aligned, value_range=spread, dtype=depth)
             if self.fixed.geometry.physical:
-                geometry = self.fixed.geometry
-                scaled = self.fused if len(self.fused) == 1 else self.fused * 255
-                for name, array in (("fused", scaled), ("aligned", self.aligned)):
-                    spread = (0.0, 255.0) if len(array) == 3 else None
-                    write_image(folder / f"{name}.nii.gz", array, value_range=spread, geometry=geometry)
+                for name, array, colours in (("fused", self.fused, (0.0, 1.0)), ("aligned", self.aligned, spread)):
+                    write_image(
+                        folder / f"{name}.nii.gz",
+                        array,
+                        value_range=colours if len(array) == 3 else None,
+                        geometry=self.fixed.geometry,
+                    )
             write_deformation(folder / "deformation.nii.gz", self.field)
             overview(self.panels, self.status, self.reasons).save(folder / "overview.png")
             write_json(folder / "report.json", self.report)
@@ -245,6 +242,20 @@ def fuse(
         moving_on_fixed_grid=on_grid,
         displacement=displacement,
     )
+
+
+def _picture_range(image: Image) -> tuple[tuple[float, float], PixelType]:
+    """The values that become black and white in ``aligned.png``, and its pixel type.
+
+    A picture keeps its own values. A scan's stored type says nothing about its values (a CT of unsigned integers holds
+    negative Hounsfield units), so it is shown between the limits that the network sees.
+    """
+    largest = {"uint8": 255.0, "uint16": 65535.0}.get(image.dtype, 0.0)
+    picture = len(image.array) == 3 or not image.geometry.physical
+    if picture and image.array.min() >= 0 and image.array.max() <= largest:
+        return (0.0, largest), "uint8" if image.dtype == "uint8" else "uint16"
+    scaling = fit_intensity(image)
+    return (scaling.low, scaling.high), "uint8"
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -144,7 +145,8 @@ def deformed_grid(displacement: torch.Tensor, spacing: int = 16) -> Panel:
     rows, columns = np.indices((height, width))
     thick = max(spacing // 12, 1)
     lines = ((rows % spacing < thick) | (columns % spacing < thick)).astype(np.float32)
-    pulled = warp(torch.from_numpy(lines)[None, None], displacement[None])[0, 0].numpy()
+    # Beyond the frame there is no grid; the border's line would become a white area.
+    pulled = warp(torch.from_numpy(lines)[None, None], displacement[None], padding="zeros")[0, 0].numpy()
     return np.repeat(pulled[None], 3, axis=0)
 
 
@@ -155,12 +157,14 @@ def overview(panels: list[tuple[str, Panel]], status: str, reasons: list[str], *
     scale = side / max(height, width)
     cell = (max(round(width * scale), 1), max(round(height * scale), 1))
     rows = -(-len(panels) // 3)
-    footer = _wrapped([f"{status.upper()}: {r}" for r in reasons] or [f"status: {status}"], 3 * cell[0], font)
-    size = (3 * cell[0] + 4 * _GAP, rows * (cell[1] + _LINE + _GAP) + _GAP + _LINE * (len(footer) + 1))
+    # The names of narrow pictures must not run into each other.
+    column = max(cell[0], *(math.ceil(font.getlength(name)) for name, _ in panels))
+    footer = _wrapped([f"{status.upper()}: {r}" for r in reasons] or [f"status: {status}"], 3 * column, font)
+    size = (3 * column + 4 * _GAP, rows * (cell[1] + _LINE + _GAP) + _GAP + _LINE * (len(footer) + 1))
     sheet = PIL.Image.new("RGB", size, (18, 20, 24))
     draw = PIL.ImageDraw.Draw(sheet)
     for index, (name, panel) in enumerate(panels):
-        x = _GAP + (index % 3) * (cell[0] + _GAP)
+        x = _GAP + (index % 3) * (column + _GAP)
         y = _GAP + (index // 3) * (cell[1] + _LINE + _GAP)
         draw.text((x, y), name, fill=(214, 218, 224), font=font)
         pixels = np.round(np.clip(panel, 0, 1).transpose(1, 2, 0) * 255).astype(np.uint8)

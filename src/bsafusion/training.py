@@ -65,7 +65,7 @@ class TrainingCfg:
     suites: tuple[str, ...] = ("paper", "rigid", "large")
     aligned_share: float = 0.5
     mix: Mix = field(default_factory=Mix)
-    weights: LossWeights = field(default_factory=lambda: LossWeights(match=0.5, error=0.1))
+    weights: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
         if self.parts not in get_args(Parts) or self.precision not in get_args(Precision):
@@ -400,7 +400,7 @@ def train(
             terms, figures = objective(batch, truly_aligned=truly)
             loss = losses.total_loss(terms, cfg.weights)
             if not bool(torch.isfinite(loss)):
-                raise FloatingPointError(f"the loss is {float(loss)} at step {step}; resume with a smaller lr")
+                raise FloatingPointError(f"the loss is {float(loss.detach())} at step {step}; resume with a smaller lr")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             average_gradients(parameters, world)

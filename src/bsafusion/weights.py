@@ -121,7 +121,8 @@ def load(name_or_path: str = DEFAULT, *, device: str = "cpu") -> tuple[BSAFusion
         first = str(error).strip().splitlines()[0]
         raise WeightsError(f"{path}: does not fit the network that its record describes ({first})") from error
     # Convolutions on a CPU are faster with the channels last.
-    return model.eval().to(device, memory_format=torch.channels_last), record
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+    return model.eval().to(device), record
 
 
 def save(folder: Path, name: str, state: Mapping[str, Tensor], **card: Any) -> WeightsRecord:

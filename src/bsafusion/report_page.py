@@ -1,0 +1,306 @@
+"""``report.html``: a result as one page that needs nothing else, to be sent to a colleague, printed or kept.
+
+Pictures are inside it as PNG data URIs. Its content security policy allows its own style and script, by their
+hashes, and no address at all, so opening the page tells nobody.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from bsafusion.report import NOT_CLINICAL, Panel
+
+LONGEST_SIDE = 1024
+"""Pixels a side of a picture in the page: enough for the eye, small enough for an e-mail."""
+
+# Dark blue to yellow, equal steps of lightness: the same colours in the viewer (static/app.js).
+_COLOURS = ((13, 8, 60), (92, 22, 110), (175, 50, 90), (230, 95, 45), (250, 165, 25), (250, 250, 150))
+
+Sentence = tuple[str, str]
+
+
+def words(report: Mapping[str, Any]) -> list[Sentence]:
+    """The evidence of a report in words: a name and a sentence for each, lengths in pixels of the fixed grid.
+
+    Raises:
+        ValueError: the report lacks the evidence.
+    """
+    evidence = report.get("alignment")
+    if not isinstance(evidence, Mapping) or not isinstance(report.get("status"), str):
+        raise ValueError(
+            "report.json has no status or no alignment; expected a report of bsafusion; fuse the pair again"
+        )
+    known = {name: float(value) for name, value in evidence.items() if isinstance(value, int | float)}
+    sentences: list[Sentence] = []
+    if (error := known.get("expected_error")) is not None:
+        sentences.append(
+            ("Expected error", f"The network expects its field to be off by {error:.1f} px on average inside the head.")
+        )
+    before, after = known.get("similarity_before"), known.get("similarity_after")
+    if before is not None and after is not None:
+        change = "did not change" if f"{before:.3f}" == f"{after:.3f}" else ("rose" if after > before else "fell")
+        sentences.append(
+            (
+                "Similarity",
+                f"The likeness of the two images, as the network describes them (1 is the most), {change}: "
+                f"{before:.3f} before alignment, {after:.3f} after.",
+            )
+        )
+    mean, largest = known.get("displacement_mean"), known.get("displacement_max")
+    if mean is not None and largest is not None:
+        sentences.append(
+            ("Movement", f"The moving image was moved by {mean:.1f} px on average and by {largest:.1f} px at most.")
+        )
+    if (folded := known.get("folded_share")) is not None:
+        text = f"The field folds in {folded:.2%} of the pixels." if folded > 0 else "The field folds nowhere."
+        sentences.append(("Folds", text))
+    if (outside := known.get("outside_share")) is not None:
+        part = f"{outside:.1%} of the head" if outside > 0 else "No part of the head"
+        sentences.append(("Coverage", f"{part} lies outside the moving image."))
+    return sentences
+
+
+def render(
+    report: Mapping[str, Any], panels: list[tuple[str, Panel]], expected_error: NDArray[np.float32] | None
+) -> str:
+    """The page as text; the same for the same arguments.
+
+    Args:
+        report: the content of ``report.json``.
+        panels: names and pictures ``3 H W`` in [0, 1], as ``FusionResult.panels``: fixed, moving, aligned and fused
+            come first, in this order.
+        expected_error: ``H W``, pixels; None where the preset has none.
+
+    Raises:
+        ValueError: fewer than four panels, or a report without evidence.
+    """
+    if len(panels) < 4:
+        raise ValueError(f"{len(panels)} panels; expected fixed, moving, aligned, fused and what else is to be shown")
+    identifiers = [*_LAYERS, *(f"panel-{index}" for index in range(len(_LAYERS), len(panels)))]
+    figures = [
+        _figure(identifier, name, _png(_picture(panel)))
+        for identifier, (name, panel) in zip(identifiers, panels, strict=True)
+    ]
+    if expected_error is not None:
+        largest = max(float(expected_error.max()), 1e-6)
+        caption = f"expected error: dark 0 px, bright {largest:.1f} px"
+        figures.append(
+            _figure("expected-error", caption, _png(_coloured(expected_error / largest)), data=f"{largest:.6g}")
+        )
+    inputs: Mapping[str, Mapping[str, Any]] = report["inputs"]
+    title = f"{inputs['moving']['file'] or 'moving image'} on {inputs['fixed']['file'] or 'fixed image'}"
+    body = [
+        f"<header><h1>{escape(title)}</h1><p>Alignment and fusion by bsafusion. <strong>{NOT_CLINICAL}</strong></p>",
+        "</header>",
+        _banner(report["status"], report["reasons"]),
+        '<section id="swipe"></section>',
+        f'<section><h2>Pictures</h2><div class="figures">{"".join(figures)}</div></section>',
+        _table("Evidence", words(report)),
+        "".join(_table(f"{role.capitalize()} image", _rows(image)) for role, image in inputs.items()),
+        _table("Grids", _rows(report["grid"])),
+        _table("Settings", _rows(report["options"])),
+        _table("Versions", _rows(report["versions"])),
+        f"<footer><strong>{NOT_CLINICAL}</strong></footer>",
+    ]
+    policy = f"default-src 'none'; img-src data:; style-src '{_hash(_STYLE)}'; script-src '{_hash(_SCRIPT)}'"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(report['status'])}: {escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + f"\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
+    )
+
+
+def pictures(page: str) -> dict[str, tuple[PIL.Image.Image, float | None]]:
+    """What :func:`render` put into a page: ``fixed``, ``moving``, ``aligned``, ``fused``, ``expected-error``.
+
+    Each with the value that its brightest level stands for, where there is one: ``expected-error`` has 256 levels
+    (its palette's indices) from 0 to that many pixels.
+
+    Raises:
+        ValueError: a picture in the page is damaged.
+    """
+    found = {}
+    for identifier, largest, data in _EMBEDDED.findall(page):
+        try:
+            picture = PIL.Image.open(io.BytesIO(base64.b64decode(data)), formats=["PNG"])
+            if max(picture.size) > LONGEST_SIDE:
+                raise ValueError(f"{picture.size} pixels; expected at most {LONGEST_SIDE} a side")
+            picture.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"picture {identifier} of the report page is damaged ({error}); fuse again") from error
+        found[identifier] = (picture, float(largest) if largest else None)
+    return found
+
+
+_LAYERS = ("fixed", "moving", "aligned", "fused")
+_EMBEDDED = re.compile(
+    r'<img id="([a-z0-9-]+)"(?: data-largest="([0-9.e+-]+)")? alt="[^"]*" src="data:image/png;base64,([A-Za-z0-9+/=]+)"'
+)
+
+
+def _picture(panel: Panel) -> PIL.Image.Image:
+    levels = np.round(np.clip(panel, 0, 1) * 255).astype(np.uint8)
+    if (levels == levels[:1]).all():
+        return PIL.Image.fromarray(levels[0])
+    return PIL.Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
+
+
+def _coloured(unit: NDArray[np.float32]) -> PIL.Image.Image:
+    """Values in [0, 1] as a palette picture: colours for the eye, its indices keep the values."""
+    picture = PIL.Image.fromarray(np.round(np.clip(unit, 0, 1) * 255).astype(np.uint8))
+    stops = np.linspace(0, 255, len(_COLOURS))
+    table = np.stack([np.interp(np.arange(256), stops, channel) for channel in np.array(_COLOURS).T], axis=1)
+    # Before it gets its palette: a reduced picture must average the values, not the indices' colours.
+    picture = _reduced(picture)
+    picture.putpalette(np.round(table).astype(np.uint8).tobytes())
+    return picture
+
+
+def _reduced(picture: PIL.Image.Image) -> PIL.Image.Image:
+    scale = LONGEST_SIDE / max(picture.size)
+    if scale >= 1:
+        return picture
+    size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
+    return picture.resize(size, PIL.Image.Resampling.BOX)
+
+
+def _png(picture: PIL.Image.Image) -> str:
+    stream = io.BytesIO()
+    _reduced(picture).save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _figure(identifier: str, caption: str, png: str, *, data: str = "") -> str:
+    largest = f' data-largest="{data}"' if data else ""
+    text = escape(caption)
+    return (
+        f'<figure><img id="{identifier}"{largest} alt="{text}" src="data:image/png;base64,{png}">'
+        f"<figcaption>{text}</figcaption></figure>"
+    )
+
+
+def _banner(status: str, reasons: list[str]) -> str:
+    if status == "ok":
+        return '<section class="verdict ok"><h2>ok</h2><p>No check found a reason to doubt the alignment.</p></section>'
+    items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
+    return (
+        f'<section class="verdict suspect" role="alert"><h2>{escape(status)}</h2>'
+        f"<p>Do not trust this alignment without looking closely:</p><ul>{items}</ul></section>"
+    )
+
+
+def _rows(record: Mapping[str, Any]) -> list[Sentence]:
+    return [(name.replace("_", " "), _text(value)) for name, value in record.items() if value not in (None, "", {})]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name.replace('_', ' ')}: {_text(entry)}" for name, entry in value.items())
+    if isinstance(value, list | tuple):
+        return " × ".join(_text(entry) for entry in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _table(heading: str, rows: list[Sentence]) -> str:
+    lines = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(text)}</td></tr>' for name, text in rows)
+    return f"<section><h2>{escape(heading)}</h2><table>{lines}</table></section>"
+
+
+def _hash(source: str) -> str:
+    """The source expression of Content Security Policy Level 3, section 2.3.1."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode("ascii")
+
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #f5f6f8; --card: #fff; --ink: #1a1f27; --soft: #5b6472; --line: #d9dde3;
+  --ok: #17663a; --ok-back: #e3f4e9; --bad: #fff; --bad-back: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --page: #14171c; --card: #1d2128; --ink: #e6e9ee; --soft: #9aa4b2;
+  --line: #333a45; --ok: #a5e0bb; --ok-back: #17301f; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 24px; max-width: 1080px; background: var(--page); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { font-size: 22px; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 16px; margin: 0 0 8px; }
+p { margin: 4px 0; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px; margin: 16px 0; }
+section:empty { display: none; }
+.verdict h2 { font-size: 22px; text-transform: uppercase; letter-spacing: .06em; margin: 0; }
+.verdict ul { margin: 4px 0; padding-left: 20px; }
+.ok { background: var(--ok-back); color: var(--ok); }
+.suspect { background: var(--bad-back); color: var(--bad); border: 3px solid var(--bad-back); }
+.suspect h2::before { content: "\\26A0  "; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 12px; }
+figure { margin: 0; }
+figure img { width: 100%; display: block; background: #000; border-radius: 6px; }
+figcaption { color: var(--soft); font-size: 13px; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: 4px 12px 4px 0; border-top: 1px solid var(--line);
+  overflow-wrap: anywhere; }
+th { width: 190px; font-weight: 500; color: var(--soft); }
+tr:first-child > * { border-top: 0; }
+footer { text-align: center; color: var(--soft); }
+.pair { position: relative; max-width: 560px; margin: 8px auto; background: #000; cursor: ew-resize;
+  touch-action: none; user-select: none; }
+.pair img { display: block; width: 100%; pointer-events: none; }
+.pair .over { position: absolute; inset: 0; height: 100%; }
+.pair .divider { position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: #ffd54a; }
+.controls { display: flex; gap: 12px; flex-wrap: wrap; justify-content: center; align-items: center; }
+input[type=range] { width: 220px; }
+@media print {
+  :root { --page: #fff; --card: #fff; --ink: #000; --soft: #444; --line: #bbb; --ok: #000; --ok-back: #fff;
+    --bad: #b3261e; --bad-back: #fff; color-scheme: light; }
+  body { padding: 0; max-width: none; font-size: 11px; }
+  section { margin: 8px 0; padding: 8px; }
+  .suspect { border-color: #b3261e; }
+  .figures { grid-template-columns: repeat(3, 1fr); }
+  #swipe { display: none; }
+  figure, tr, .verdict { break-inside: avoid; }
+  figure img { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+}
+"""
+
+_SCRIPT = """
+(() => {
+  const make = (tag, parent, properties = {}) => parent.appendChild(Object.assign(document.createElement(tag), properties));
+  const source = (id) => document.getElementById(id).src;
+  const root = document.getElementById("swipe");
+  make("h2", root, { textContent: "Swipe: fixed on the left" });
+  const pair = make("div", root, { className: "pair" });
+  const right = make("img", pair, { alt: "", src: source("aligned") });
+  const left = make("img", pair, { className: "over", alt: "", src: source("fixed") });
+  const divider = make("div", pair, { className: "divider" });
+  const controls = make("div", root, { className: "controls" });
+  const range = make("input", make("label", controls, { textContent: "Divider " }), { type: "range", min: 0, max: 100 });
+  const choice = make("select", make("label", controls, { textContent: "on the right " }));
+  for (const [id, name] of [["aligned", "moving, aligned"], ["moving", "moving, as it came"], ["fused", "fused"]])
+    make("option", choice, { value: id, textContent: name });
+  const show = () => {
+    left.style.clipPath = `inset(0 ${100 - range.value}% 0 0)`;
+    divider.style.left = `${range.value}%`;
+  };
+  const drag = (event) => {
+    if (!event.buttons) return;
+    const box = pair.getBoundingClientRect();
+    range.value = (100 * (event.clientX - box.left)) / box.width;
+    show();
+  };
+  pair.addEventListener("pointerdown", (event) => { pair.setPointerCapture(event.pointerId); drag(event); });
+  pair.addEventListener("pointermove", drag);
+  range.addEventListener("input", show);
+  choice.addEventListener("change", () => { right.src = source(choice.value); });
+  show();
+})();
+"""

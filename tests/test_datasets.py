@@ -1,0 +1,334 @@
+"""Pairs, drawn deformations and batches, with synthetic scans."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+
+from bsafusion import datasets
+from bsafusion.datasets import (
+    MISALIGNMENTS,
+    DatasetError,
+    Misalignment,
+    Mix,
+    PairSet,
+    blur,
+    draw_batch,
+    read_pairs,
+    remap_contrast,
+    smooth_noise,
+    validation_batch,
+)
+from bsafusion.deformation import identity_grid, jacobian_determinant, warp
+from bsafusion.models.representation import MODALITIES
+
+CPU = torch.device("cpu")
+SIDE = 65
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def train(pairs_csv: Path) -> PairSet:
+    return PairSet(read_pairs(pairs_csv, split="train"), side=SIDE)
+
+
+# --- the CSV --------------------------------------------------------------------------------------
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_pairs_are_read_as_written(pairs_csv: Path) -> None:
+    everything = read_pairs(pairs_csv)
+    assert Counter(p.split for p in everything) == {"train": 6, "val": 2}
+    assert [p.id for p in read_pairs(pairs_csv, split="val")] == ["6", "7"]
+    first = everything[0]
+    assert (first.task, first.case) == ("ct-mri", "case0")
+    assert first.fixed == pairs_csv.parent / "0-mri.png"
+    assert first.moving == pairs_csv.parent / "0-ct.png"
+
+
+def test_optional_columns_have_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.csv", "\ufefftask,fixed,moving\nCT-MRI,a.png,/elsewhere/b.png\nspect-mri,c.png,d.png\n")
+    first, second = read_pairs(path)
+    assert (first.id, first.task, first.split, first.case) == ("2", "ct-mri", "train", "")
+    assert first.moving == Path("/elsewhere/b.png")
+    assert second.id == "3"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task,fixed\nct-mri,a.png\n", "no column moving .*found: task, fixed"),
+        ("", "no column fixed, moving, task .*found: none"),
+        ("task,fixed,moving\nxray-mri,a,b\n", "line 2: unknown task 'xray-mri'; expected ct-mri, pet-mri, spect-mri"),
+        ("task,fixed,moving\nct-mri,a,b\n", "no pairs in split 'val'"),
+        ("task,fixed,moving\n", "no pairs in split 'val'"),
+    ],
+)
+def test_a_csv_that_cannot_be_used_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=message):
+        read_pairs(write(tmp_path / "p.csv", text), split="val")
+
+
+def test_a_missing_csv_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no such pairs CSV"):
+        read_pairs(tmp_path / "p.csv")
+
+
+# --- drawn deformations ---------------------------------------------------------------------------
+
+
+def test_a_drawn_shift_is_the_same_everywhere() -> None:
+    fields = Misalignment(translation=5).draw(64, (40, 30), seeded())
+    assert fields.shape == (64, 2, 40, 30)
+    torch.testing.assert_close(fields, fields[:, :, :1, :1].expand_as(fields), rtol=0, atol=1e-5)
+    shifts = fields[:, :, 0, 0]
+    assert shifts.abs().max() <= 5
+    # Uniform on [-5, 5]: standard deviation 5 / sqrt 3, the same for both axes.
+    assert shifts.std(0).tolist() == pytest.approx([5 / math.sqrt(3)] * 2, rel=0.2)
+
+
+def test_a_drawn_rotation_turns_about_the_centre() -> None:
+    shape = (41, 31)
+    fields = Misalignment(rotation=20).draw(64, shape, seeded())
+    centre = torch.tensor([20.0, 15.0]).view(2, 1, 1)
+    offset = identity_grid(shape, fields) - centre
+    turned = offset + fields
+    torch.testing.assert_close(turned.norm(dim=1), offset.norm(dim=0).expand(64, -1, -1), rtol=0, atol=1e-3)
+    angles = torch.rad2deg(torch.atan2(turned[:, 0, 20, 30], turned[:, 1, 20, 30]))
+    assert 15 < angles.abs().max() <= 20
+    assert angles.min() < 0 < angles.max()
+
+
+def test_a_drawn_scale_keeps_directions() -> None:
+    fields = Misalignment(scale=0.1).draw(64, (41, 41), seeded())
+    factors = (20 + fields[:, 1, 20, 40]) / 20
+    assert 0.9 <= factors.min() < 0.95
+    assert 1.05 < factors.max() <= 1.1
+    assert fields[:, 0, 20].abs().max() < 1e-5
+    torch.testing.assert_close(jacobian_determinant(fields)[:, 20, 20], factors.square(), rtol=0, atol=1e-4)
+
+
+def test_nothing_drawn_is_the_identity() -> None:
+    assert Misalignment().draw(2, (20, 30), seeded()).abs().max() < 1e-5
+
+
+def test_the_papers_misalignment_has_its_size() -> None:
+    fields = MISALIGNMENTS["paper"].draw(32, (256, 256), seeded())
+    length = fields.norm(dim=1)
+    assert float(length.mean()) == pytest.approx(3.9, abs=0.4)
+    assert 8 < float(length.max()) < 16
+    assert fields.mean().abs() < 0.5
+    assert (jacobian_determinant(fields) > 0).all()
+
+
+def test_smooth_noise_has_the_variance_of_blurred_uniform_noise() -> None:
+    sigma = 4.0
+    noise = smooth_noise(40, (60, 80), sigma, seeded())
+    assert noise.shape == (40, 2, 60, 80)
+    # Uniform noise has variance 1/3; a Gaussian of sigma s keeps 1 / (4 pi s^2) of it.
+    expected = math.sqrt(1 / 3 / (4 * math.pi * sigma**2))
+    assert float(noise.std()) == pytest.approx(expected, rel=0.1)
+    # Neighbours at distance d correlate as exp(-d^2 / 4 s^2), across the border not at all.
+    near = (noise[..., :-4] * noise[..., 4:]).mean() / noise.square().mean()
+    assert float(near) == pytest.approx(math.exp(-(4**2) / (4 * sigma**2)), abs=0.1)
+    ends = (noise[..., 0] * noise[..., -1]).mean() / noise.square().mean()
+    assert abs(float(ends)) < 0.2
+
+
+@pytest.mark.parametrize("name", MISALIGNMENTS)
+def test_a_seed_gives_the_same_bytes(name: str) -> None:
+    family = MISALIGNMENTS[name]
+    first = family.draw(2, (60, 80), seeded(5))
+    assert torch.equal(first, family.draw(2, (60, 80), seeded(5)))
+    assert not torch.equal(first, family.draw(2, (60, 80), seeded(6)))
+
+
+# --- contrasts ------------------------------------------------------------------------------------
+
+
+def test_blur_agrees_with_scipy() -> None:
+    image = torch.rand(3, 1, 30, 40, dtype=torch.float64)
+    sigmas = torch.tensor([1.5, 0.0, 0.8], dtype=torch.float64)
+    blurred = blur(image, sigmas)
+    for i, sigma in enumerate(sigmas.tolist()):
+        expected = (
+            ndimage.gaussian_filter(image[i, 0].numpy(), sigma, mode="nearest", radius=6) if sigma else image[i, 0]
+        )
+        np.testing.assert_allclose(blurred[i, 0], expected, atol=1e-9)
+
+
+def test_a_remapped_contrast_keeps_the_anatomy() -> None:
+    image = torch.zeros(40, 1, SIDE, SIDE)
+    image[:, :, 20:40, 10:50] = 0.7
+    remapped = remap_contrast(image, seeded())
+    assert remapped.shape == image.shape
+    assert remapped.min() >= 0
+    assert remapped.max() <= 1
+    assert torch.equal(remapped, remap_contrast(image, seeded()))
+    # Inside and outside stay two different, nearly even levels in most draws, and draws differ from each other.
+    inside, outside = remapped[:, 0, 26:34, 20:40], remapped[:, 0, 46:, :]
+    assert ((inside.mean((1, 2)) - outside.mean((1, 2))).abs() > 0.1).float().mean() > 0.7
+    assert inside.std((1, 2)).max() < 0.12
+    assert inside.mean((1, 2)).std() > 0.15
+
+
+# --- pairs in memory ------------------------------------------------------------------------------
+
+
+def test_pictures_are_held_as_luma_bytes(train: PairSet, pairs_csv: Path) -> None:
+    assert len(train) == 6
+    assert train.fixed.shape == train.moving.shape == train.mask.shape == (6, 1, SIDE, SIDE)
+    assert train.fixed.dtype == train.mask.dtype == torch.uint8
+    assert train.indices("ct-mri") == [0, 2, 4]
+    assert train.indices("spect-mri") == []
+    assert [MODALITIES[i] for i in train.modality_moving] == ["ct", "pet"] * 3
+    grey = np.asarray(Image.open(pairs_csv.parent / "0-mri.png"), dtype=float)
+    stretched = (grey - grey.min()) / np.ptp(grey) * 255
+    np.testing.assert_allclose(train.fixed[0, 0], stretched, atol=0.51)
+    colour = np.asarray(Image.open(pairs_csv.parent / "1-pet.png"), dtype=float)
+    luma = colour @ [0.299, 0.587, 0.114]
+    scaled = (luma - colour.min()) / np.ptp(colour) * 255
+    np.testing.assert_allclose(train.moving[1, 0], scaled, atol=0.51)
+
+
+def test_the_mask_is_the_head(train: PairSet) -> None:
+    assert set(train.mask.unique().tolist()) == {0, 1}
+    shown = (train.fixed > 40) | (train.moving > 40)
+    assert (train.mask[shown] == 1).float().mean() > 0.99
+    assert train.mask[..., :2, :2].sum() == 0
+    assert 0.3 < train.mask.float().mean() < 0.8
+
+
+def test_pictures_of_other_sizes_are_brought_to_the_grid(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:97, :129]
+    disc = 255 * (np.hypot(rows - 48, columns - 64) < 40)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(disc.astype(np.uint8)).save(tmp_path / name)
+    path = write(tmp_path / "p.csv", "task,fixed,moving\nspect-mri,a.png,b.png\n")
+    data = PairSet(read_pairs(path), side=SIDE)
+    assert data.fixed.shape == (1, 1, SIDE, SIDE)
+    assert torch.equal(data.fixed, data.moving)
+    # The longer side fills the grid: a radius of 40 of 129 becomes 20 of 65, about the centre, still round.
+    inside = data.fixed[0, 0].numpy() > 127
+    assert inside.sum() == pytest.approx(math.pi * (40 * 65 / 129) ** 2, rel=0.03)
+    assert ndimage.center_of_mass(inside) == pytest.approx((32, 32), abs=0.3)
+    assert np.ptp(np.nonzero(inside)[0]) == pytest.approx(np.ptp(np.nonzero(inside)[1]), abs=1)
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def test_a_batch_keeps_its_truth(train: PairSet) -> None:
+    batch = draw_batch(train, 16, Mix(), seeded(), device=CPU)
+    again = draw_batch(train, 16, Mix(), seeded(), device=CPU)
+    assert all(torch.equal(a, b) for a, b in zip(batch, again, strict=True))
+    for image in (batch.fixed, batch.moving, batch.truth, batch.mask):
+        assert image.shape == (16, 1, SIDE, SIDE)
+        assert image.dtype == torch.float32
+        assert image.min() >= 0
+        assert image.max() <= 1
+    assert batch.known.shape == (16, 2, SIDE, SIDE)
+    # The moving image was interpolated once, the truth warped by what is known twice.
+    difference = (batch.moving - warp(batch.truth, batch.known)).abs()
+    assert difference.mean() < 0.01
+    assert (batch.moving - batch.truth).abs().mean() > 4 * difference.mean()
+    assert (batch.moving - warp(batch.truth, -batch.known)).abs().mean() > 4 * difference.mean()
+
+
+@pytest.mark.parametrize("own", [0.0, 1.0])
+def test_modalities_are_those_of_the_files_or_none(own: float, train: PairSet) -> None:
+    batch = draw_batch(train, 48, Mix(own_contrast=own), seeded(), device=CPU)
+    if own:
+        assert (batch.modality_moving == -1).all()
+        assert set(batch.modality_fixed.tolist()) == {0, 1, 2}
+    else:
+        assert (batch.modality_fixed == 0).all()
+        counts = Counter(MODALITIES[i] for i in batch.modality_moving)
+        assert set(counts) == {"ct", "pet"}
+        assert min(counts.values()) >= 12
+
+
+def test_tasks_are_drawn_evenly_whatever_their_number(train: PairSet) -> None:
+    uneven = PairSet(train.pairs[:1] + train.pairs[1::2], side=SIDE)
+    assert len(uneven.indices("pet-mri")) == 3 * len(uneven.indices("ct-mri"))
+    batch = draw_batch(uneven, 200, Mix(own_contrast=0), seeded(), device=CPU)
+    assert 75 < int((batch.modality_moving == MODALITIES.index("ct")).sum()) < 125
+
+
+def test_both_images_are_posed_and_flipped_together(train: PairSet) -> None:
+    """With the same picture on both sides, the truth differs from the fixed image by a gamma alone."""
+    same = PairSet([replace(p, moving=p.fixed) for p in train.pairs], side=SIDE)
+    batch = draw_batch(same, 12, Mix(own_contrast=0), seeded(), device=CPU)
+    for fixed, truth in zip(batch.fixed, batch.truth, strict=True):
+        correlation = np.corrcoef(fixed.flatten(), truth.flatten())[0, 1]
+        assert correlation > 0.97
+    # Outside the mask there is air in both, up to the blur of the pictures.
+    air = batch.mask == 0
+    assert batch.fixed[air].mean() < 0.05
+    assert batch.truth[air].mean() < 0.05
+
+
+def test_the_misalignment_families_have_their_shares(train: PairSet) -> None:
+    still = Mix(misalignments=(("rigid", 1.0),))
+    known = draw_batch(train, 32, still, seeded(), device=CPU).known
+    assert jacobian_determinant(known).sub(1).abs().max() < 1e-3  # rotations and shifts keep areas
+    mixed = Mix(misalignments=(("rigid", 0.5), ("large", 0.5)))
+    known = draw_batch(train, 64, mixed, seeded(), device=CPU).known
+    rigid = (jacobian_determinant(known) - 1).abs().amax((1, 2)) < 1e-3
+    assert 20 < int(rigid.sum()) < 44
+
+
+@pytest.mark.parametrize("misalignments", [(), (("elastic", 1.0),)])
+def test_an_unknown_mix_is_refused(misalignments: tuple[tuple[str, float], ...]) -> None:
+    with pytest.raises(ValueError, match="expected paper, rigid, large"):
+        Mix(misalignments=misalignments)
+
+
+def test_validation_pairs_do_not_depend_on_their_company(train: PairSet) -> None:
+    family = MISALIGNMENTS["rigid"]
+    together = validation_batch(train, [0, 3, 4], family, draw=1, device=CPU)
+    alone = validation_batch(train, [4], family, draw=1, device=CPU)
+    for many, one in zip(together, alone, strict=True):
+        assert torch.equal(many[2:], one)
+    other = validation_batch(train, [4], family, draw=2, device=CPU)
+    assert not torch.equal(other.known, alone.known)
+    assert torch.equal(other.truth, alone.truth)
+
+
+def test_validation_pairs_are_as_their_files(train: PairSet) -> None:
+    batch = validation_batch(train, [1, 2], MISALIGNMENTS["paper"], draw=0, device=CPU)
+    assert torch.equal(batch.fixed, train.fixed[1:3] / 255)
+    assert torch.equal(batch.truth, train.moving[1:3] / 255)
+    assert torch.equal(batch.moving, warp(batch.truth, batch.known))
+    assert batch.modality_fixed.tolist() == [0, 0]
+    assert batch.modality_moving.tolist() == [2, 1]
+
+
+def test_every_task_has_a_modality_the_classifier_knows() -> None:
+    assert {str(m) for m in datasets.TASKS.values()} | {"mri"} == set(MODALITIES)
+
+
+def test_parameters_are_drawn_before_they_are_applied(train: PairSet) -> None:
+    """A different pose leaves the known field alone."""
+
+    def known(pose: Misalignment) -> Tensor:
+        mix = Mix(misalignments=(("rigid", 1.0),), pose=pose)
+        return draw_batch(train, 4, mix, seeded(), device=CPU).known
+
+    assert torch.equal(known(Misalignment(rotation=5)), known(Misalignment(translation=3)))

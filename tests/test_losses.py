@@ -1,0 +1,336 @@
+"""Loss terms against values known by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from bsafusion import losses
+from bsafusion.deformation import affine_field, identity_grid, warp
+from bsafusion.losses import LossWeights, middle_residual, total_loss
+from bsafusion.models.alignment import STEP_STRIDES, Alignment, Step
+from bsafusion.models.representation import Representation
+
+SHAPE = (65, 81)
+
+
+def texture(seed: int = 0, shape: tuple[int, int] = SHAPE, count: int = 1) -> Tensor:
+    rng = np.random.default_rng(seed)
+    image = ndimage.gaussian_filter(rng.normal(size=(count, 1, *shape)), (0, 0, 2, 2))
+    return torch.from_numpy((image - image.min()) / np.ptp(image))
+
+
+def constant(y: float, x: float, shape: tuple[int, int] = SHAPE) -> Tensor:
+    return torch.tensor([y, x], dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, *shape)
+
+
+def inner(t: Tensor, margin: int) -> Tensor:
+    return t[..., margin:-margin, margin:-margin]
+
+
+def turn(degrees: float, shape: tuple[int, int]) -> Tensor:
+    """The field of a rotation about the centre."""
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return affine_field(torch.tensor([[[c, -s, 0.0], [s, c, 0.0]]], dtype=torch.float64), shape=shape)
+
+
+def step_at(
+    name: str,
+    *,
+    fixed: tuple[float, float] = (0, 0),
+    moving: tuple[float, float] = (0, 0),
+    logits: Tensor | None = None,
+) -> Step:
+    """A step with constant fields in pixels, as they are after and before it."""
+    stride = STEP_STRIDES[name]
+    shape = ((SHAPE[0] - 1) // stride + 1, (SHAPE[1] - 1) // stride + 1)
+    pair = tuple(constant(y / stride, x / stride, shape) for y, x in (fixed, moving))
+    return Step(name, *pair, torch.zeros(1, 2, *shape, dtype=torch.float64), logits, pair)
+
+
+def alignment_of(*steps: Step, displacement: Tensor | None = None, error: Tensor | None = None) -> Alignment:
+    zero = constant(0, 0)
+    return Alignment(
+        displacement=zero if displacement is None else displacement, inverse=zero, steps=steps, expected_error=error
+    )
+
+
+ONES = torch.ones(1, 1, *SHAPE, dtype=torch.float64)
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def test_ssim_of_equal_images_is_one() -> None:
+    image = texture(count=3)
+    torch.testing.assert_close(losses.ssim(image, image), torch.ones(3, dtype=torch.float64))
+
+
+def test_ssim_agrees_with_scikit_image() -> None:
+    a, b = texture(1, count=2), texture(2, count=2) * 0.7
+    for i, value in enumerate(losses.ssim(a, b).tolist()):
+        _, full = structural_similarity(
+            a[i, 0].numpy(),
+            b[i, 0].numpy(),
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            data_range=1,
+            full=True,
+        )
+        assert value == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-9)
+
+
+def test_the_sobel_magnitude_of_a_ramp_is_its_slope() -> None:
+    rows, columns = identity_grid((20, 30), ONES)
+    magnitude = losses.sobel_magnitude((3 * rows + 4 * columns)[None, None])
+    torch.testing.assert_close(inner(magnitude, 1), torch.full((1, 1, 18, 28), 5.0, dtype=torch.float64))
+    unit = losses.sobel_magnitude(columns[None, None])
+    torch.testing.assert_close(unit[..., 1:-1], torch.ones(1, 1, 20, 28, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+def test_image_losses_vanish_at_their_optimum() -> None:
+    a, b = texture(1), texture(2)
+    assert float(losses.consistency_loss(a, a)) == pytest.approx(0, abs=1e-9)
+    assert float(losses.intensity_loss(torch.maximum(a, b), a, b)) == 0
+    assert float(losses.gradient_loss(a, a, torch.zeros_like(a))) == pytest.approx(0, abs=1e-9)
+    assert float(losses.structure_loss(a, a, a)) == pytest.approx(0, abs=1e-9)
+
+
+def test_image_losses_by_hand() -> None:
+    low, high = (torch.full((1, 1, *SHAPE), v, dtype=torch.float64) for v in (0.25, 0.75))
+    c1 = 0.01**2
+    ssim = (2 * 0.25 * 0.75 + c1) / (0.25**2 + 0.75**2 + c1)  # of two flat images
+    assert float(losses.consistency_loss(low, high)) == pytest.approx(1 - ssim + 0.5)
+    assert float(losses.structure_loss(low, low, high, mu=3)) == pytest.approx(3 * (1 - ssim))
+    assert float(losses.intensity_loss(low, low, high)) == pytest.approx(0.5)
+    ramp = identity_grid(SHAPE, ONES)[1][None, None] / 100
+    # The fused image is flat, the larger slope 0.02; at the first and last column the repeated border halves it.
+    expected = 0.02 * (SHAPE[1] - 1) / SHAPE[1]
+    assert float(losses.gradient_loss(low, ramp, 2 * ramp)) == pytest.approx(expected, abs=2e-4)
+
+
+# --- modality -------------------------------------------------------------------------------------
+
+
+def representation(logits: list[list[float]], judged: list[list[float]]) -> Representation:
+    def sides(values: list[list[float]]) -> tuple[Tensor, Tensor]:
+        fixed, moving = torch.tensor(values, dtype=torch.float64).chunk(2)
+        return fixed, moving
+
+    empty = torch.zeros(1, 1, 1, 1)
+    return Representation((empty, empty), (empty, empty), sides(logits), sides(judged))
+
+
+def test_the_classifier_is_scored_by_cross_entropy() -> None:
+    fixed, moving = torch.tensor([0]), torch.tensor([1])
+    ce1, ce2 = losses.modality_losses(representation([[0.0] * 4] * 2, [[0.0] * 4] * 2), fixed, moving)
+    assert float(ce1) == pytest.approx(math.log(4))
+    assert float(ce2) == pytest.approx(math.log(4))
+    sure = representation([[20.0, 0, 0, 0], [0, 20.0, 0, 0]], [[0.0] * 4] * 2)
+    assert float(losses.modality_losses(sure, fixed, moving)[0]) == pytest.approx(0, abs=1e-6)
+    swapped = representation([[0, 20.0, 0, 0], [20.0, 0, 0, 0]], [[0.0] * 4] * 2)
+    assert float(losses.modality_losses(swapped, fixed, moving)[0]) == pytest.approx(20, abs=1e-6)
+
+
+def test_the_judge_should_see_even_odds_of_the_two_modalities() -> None:
+    fixed, moving = torch.tensor([0]), torch.tensor([2])
+    even = representation([[0.0] * 4] * 2, [[20.0, 0, 20, 0]] * 2)
+    assert float(losses.modality_losses(even, fixed, moving)[1]) == pytest.approx(math.log(2), abs=1e-6)
+    for judged in ([[20.0, 0, 0, 0]] * 2, [[20.0, 20, 0, 0]] * 2, [[20.0, 0, 0, 0], [0, 0, 20.0, 0]]):
+        assert float(losses.modality_losses(representation([[0.0] * 4] * 2, judged), fixed, moving)[1]) > 5
+
+
+def test_a_remapped_contrast_has_no_modality() -> None:
+    fixed, moving = torch.tensor([0, 0]), torch.tensor([-1, 1])
+    logits = [[20.0, 0, 0, 0], [20.0, 0, 0, 0], [0, 0, 0, 99.0], [0, 20.0, 0, 0]]
+    judged = [[0, 0, 0, 99.0], [20.0, 20, 0, 0], [0, 0, 0, 99.0], [20.0, 20, 0, 0]]
+    ce1, ce2 = losses.modality_losses(representation(logits, judged), fixed, moving)
+    assert float(ce1) == pytest.approx(0, abs=1e-6)
+    assert float(ce2) == pytest.approx(math.log(2), abs=1e-6)
+    nobody = torch.tensor([-1, -1])
+    assert [float(term) for term in losses.modality_losses(representation(logits, judged), nobody, nobody)] == [0, 0]
+
+
+# --- fields ---------------------------------------------------------------------------------------
+
+
+def test_smoothness_of_a_linear_field_is_the_square_of_its_slopes() -> None:
+    rows, columns = identity_grid((9, 12), ONES)
+    field = torch.stack([0.5 * rows, 2 * columns])[None]
+    # Half of the components change down, by 0.5, and half to the right, by 2.
+    assert float(losses.smoothness(field)) == pytest.approx(0.5 * 0.25 + 0.5 * 4)
+    assert float(losses.smoothness(constant(3, -2))) == 0
+
+
+def test_smooth_loss_weights_steps_from_coarse_to_fine() -> None:
+    steps = [step_at(name) for name in ("1/16", "1/8", "1/4", "1/2", "1/1")]
+    rough = [s._replace(velocity=identity_grid(tuple(s.velocity.shape[-2:]), ONES)[None]) for s in steps]
+    for index, weight in enumerate((1e-4, 1e-3, 1e-2, 0.1, 1.0)):
+        mixed = [*steps[:index], rough[index], *steps[index + 1 :]]
+        # The identity grid as a velocity: each axis has one component of slope 1.
+        assert float(losses.smooth_loss(alignment_of(*mixed))) == pytest.approx(weight)
+
+
+@pytest.mark.parametrize("name", STEP_STRIDES)
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_residual_of_a_known_shift(name: str, share: float) -> None:
+    known = constant(6, -10)
+    # The moving image shows at y what the fixed one shows at y + p: the field back is -p, split between the sides.
+    right = step_at(name, fixed=(6 * share, -10 * share), moving=(-6 * (1 - share), 10 * (1 - share)))
+    residual, points = middle_residual(right.field_fixed, right.field_moving, known, STEP_STRIDES[name])
+    assert residual.abs().max() < 1e-9
+    assert points[0, :, 0, 0].tolist() == pytest.approx([6 * share, -10 * share])
+    zero = step_at(name)
+    residual, points = middle_residual(zero.field_fixed, zero.field_moving, known, STEP_STRIDES[name])
+    torch.testing.assert_close(residual, known[..., : residual.shape[-2], : residual.shape[-1]])
+    assert points[0, :, -1, -1].tolist() == [64, 80]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 8])
+def test_the_residual_of_a_known_rotation(stride: int) -> None:
+    coarse = tuple((n - 1) // stride + 1 for n in SHAPE)
+    known = turn(10, SHAPE)
+    one_sided = middle_residual(torch.zeros(1, 2, *coarse, dtype=torch.float64), turn(-10, coarse), known, stride)[0]
+    two_sided = middle_residual(turn(5, coarse), turn(-5, coarse), known, stride)[0]
+    wrong = middle_residual(torch.zeros(1, 2, *coarse, dtype=torch.float64), turn(10, coarse), known, stride)[0]
+    margin = max(16 // stride, 1)
+    assert inner(one_sided, margin).abs().max() < 1e-9
+    assert inner(two_sided, margin).abs().max() < 1e-9
+    assert inner(wrong, margin).abs().max() > 3
+
+
+def test_the_right_field_brings_the_moving_image_back() -> None:
+    """The convention of the losses is the convention of warp."""
+    truth = texture(3)
+    known = turn(10, SHAPE)
+    aligned = warp(warp(truth, known), turn(-10, SHAPE))
+    assert inner((aligned - truth).abs(), 16).mean() < 0.01
+
+
+def test_field_loss_is_the_distance_in_pixels() -> None:
+    known = constant(3, 4)
+    zero = [step_at(name) for name in ("1/16", "1/4", "1/2")]
+    loss, error = losses.field_loss(alignment_of(*zero), known, ONES)
+    distance = math.sqrt(25 + 1e-3)
+    assert float(loss) == pytest.approx(distance * (1 + 0.7 + 0.7**2))
+    assert float(error) == pytest.approx(distance)
+    # The last step counts most and alone is the figure shown.
+    last_right = [*zero[:2], step_at("1/2", moving=(-3, -4))]
+    loss, error = losses.field_loss(alignment_of(*last_right), known, ONES)
+    assert float(loss) == pytest.approx(distance * (0.7 + 0.49) + math.sqrt(1e-3))
+    assert float(error) == pytest.approx(math.sqrt(1e-3))
+
+
+def test_field_loss_counts_where_the_mask_is() -> None:
+    known = constant(0, 0).clone()
+    known[..., 40:] = 10
+    left, right = ONES.clone(), ONES.clone()
+    left[..., 38:] = 0
+    right[..., :42] = 0
+    alignment = alignment_of(step_at("1/1"))
+    assert float(losses.field_loss(alignment, known, left)[0]) < 0.1
+    assert float(losses.field_loss(alignment, known, right)[0]) == pytest.approx(10 * math.sqrt(2), abs=0.1)
+
+
+@pytest.mark.parametrize("shift", [(32, -16), (0, 0), (-16, 48)])
+def test_the_affine_step_should_match_the_known_partner(shift: tuple[int, int]) -> None:
+    height, width = 5, 6
+    grid = identity_grid((height, width), ONES).flatten(1).T
+    # A fixed token at x is found in the moving image at x - p.
+    difference = grid[None] - (grid - torch.tensor(shift, dtype=torch.float64) / 16)[:, None]
+
+    def loss(peak: Tensor) -> float:
+        step = step_at("affine", logits=30.0 * peak.double()[None])
+        return float(losses.match_loss(alignment_of(step), constant(*shift), ONES))
+
+    right = (difference == 0).all(2)
+    assert right.sum() == (height - abs(shift[0]) // 16) * (width - abs(shift[1]) // 16)
+    assert loss(right) < 1e-6
+    uniform = math.log(30)
+    assert loss(right.roll(1, 0)) > 1.5 * uniform
+    if shift != (0, 0):
+        assert loss(right.T) > uniform - 1e-6  # the sign matters
+    assert loss(torch.zeros(30, 30)) == pytest.approx(uniform)
+
+
+@pytest.mark.parametrize("name", ["1/16", "1/4", "1/2"])
+def test_a_window_should_match_the_known_partner(name: str) -> None:
+    radius, span, stride = 3, 7, STEP_STRIDES[name]
+    shape = tuple((n - 1) // stride + 1 for n in SHAPE)
+    known = constant(2 * stride, -stride)
+
+    def loss(dy: int, dx: int, **fields: tuple[float, float]) -> float:
+        logits = torch.zeros(1, span * span, *shape, dtype=torch.float64)
+        logits[:, (dy + radius) * span + dx + radius] = 30
+        return float(losses.match_loss(alignment_of(step_at(name, logits=logits, **fields)), known, ONES))
+
+    assert loss(-2, 1) < 1e-6
+    for wrong in ((2, -1), (1, -2), (-2, -1), (0, 0)):
+        assert loss(*wrong) == pytest.approx(30, abs=1e-6)
+    # Once the fields have taken up the shift, the partner is at the same place.
+    assert loss(0, 0, fixed=(stride, 0), moving=(-stride, stride)) < 1e-6
+    # A partner beyond the window teaches nothing.
+    assert loss(0, 0, moving=(8 * stride, 0)) == 0
+
+
+def test_half_a_voxel_is_matched_half_and_half() -> None:
+    known = constant(0, 2)  # half a voxel of the grid of stride 4
+    logits = torch.full((1, 9, 17, 21), -40.0, dtype=torch.float64)
+    logits[:, 3:5] = 0  # (0, -1) and (0, 0)
+    loss = losses.match_loss(alignment_of(step_at("1/4", logits=logits)), known, ONES)
+    assert float(loss) == pytest.approx(math.log(2))
+
+
+def test_the_expected_error_should_be_the_true_one() -> None:
+    known, true = constant(3, 4), 5.0
+
+    def loss(expected: float) -> float:
+        return float(losses.error_loss(alignment_of(step_at("1/1"), error=expected * ONES), known, ONES))
+
+    best = loss(true)
+    assert best == pytest.approx(1 + math.log(5))
+    for factor in (0.5, 0.9, 1.1, 2.0):
+        assert loss(true * factor) > best
+    # What the field already corrects is no error.
+    right = alignment_of(step_at("1/1"), displacement=-known, error=ONES)
+    assert float(losses.error_loss(right, known, ONES)) == pytest.approx(0)
+
+
+def test_the_expected_error_does_not_move_the_field() -> None:
+    displacement = constant(1, 1).clone().requires_grad_()
+    error = (2 * ONES).requires_grad_()
+    losses.error_loss(
+        alignment_of(step_at("1/1"), displacement=displacement, error=error), constant(3, 4), ONES
+    ).backward()
+    assert displacement.grad is None
+    assert error.grad.abs().sum() > 0
+
+
+def test_without_an_error_map_there_is_no_error_loss() -> None:
+    assert float(losses.error_loss(alignment_of(step_at("1/1")), constant(3, 4), ONES)) == 0
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def test_the_total_is_the_weighted_sum() -> None:
+    terms = {"ce1": torch.tensor(2.0), "intensity": torch.tensor(4.0), "match": torch.tensor(100.0)}
+    assert float(total_loss(terms, LossWeights())) == pytest.approx(2 + 0.5 * 4)
+    assert float(total_loss(terms, LossWeights(match=0.1, ce1=3))) == pytest.approx(6 + 2 + 10)
+
+
+def test_a_weight_of_zero_switches_a_term_off() -> None:
+    names = {f.name for f in fields(LossWeights)}
+    everything = LossWeights(**dict.fromkeys(names, 1.0))
+    assert losses.active(everything) == names
+    for name in names:
+        assert losses.active(replace(everything, **{name: 0.0})) == names - {name}
+    assert losses.active(LossWeights()) == names - {"match", "error"}

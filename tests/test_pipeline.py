@@ -1,0 +1,543 @@
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import importlib.metadata
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from numpy.typing import NDArray
+from pydicom.data import get_testdata_file
+
+import bsafusion
+from bsafusion import pipeline
+from bsafusion.image import Geometry, Image, ImageError, Modality
+from bsafusion.pipeline import FusionResult, Model, RequestError, fuse, load_model, read_input
+from bsafusion.preprocessing import fit_intensity
+from bsafusion.weights import WeightsError
+from pairs import (
+    carry_with_itk,
+    hot,
+    known_model,
+    known_network,
+    known_weights,
+    pixels_of,
+    scan,
+    snapshot,
+    write_picture,
+    write_volume,
+)
+
+FILES = {"fused.png", "aligned.png", "deformation.nii.gz", "overview.png", "report.json"}
+SHAPE = (81, 65)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """The shipped network."""
+    return load_model()
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """A grey fixed and a coloured moving picture."""
+    fixed = write_picture(tmp_path / "mri.png", scan(SHAPE))
+    return fixed, write_picture(tmp_path / "pet.png", hot(scan(SHAPE, seed=1)))
+
+
+def image_of(array: NDArray[Any], *, geometry: Geometry | None = None, dtype: str | None = None) -> Image:
+    channels = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+    grid = geometry or Geometry.picture(channels.shape[1:])
+    return Image(channels, grid, dtype=dtype or array.dtype.name)
+
+
+def millimetres(shape: tuple[int, int], spacing: tuple[float, float] = (1.0, 1.0)) -> Geometry:
+    return Geometry(shape, spacing, (0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)), plane="axial")
+
+
+# --- what a result is ---
+
+
+@pytest.mark.parametrize(
+    ("fixed_shape", "moving_shape"),
+    [
+        ((32, 32), (32, 32)),
+        ((33, 257), (33, 257)),
+        ((300, 500), (300, 500)),
+        ((257, 221), (257, 221)),
+        ((257, 221), (128, 128)),
+        ((64, 64), (300, 200)),
+    ],
+)
+def test_everything_lands_on_the_fixed_grid(
+    tmp_path: Path, model: Model, fixed_shape: tuple[int, int], moving_shape: tuple[int, int]
+) -> None:
+    fixed = write_picture(tmp_path / "fixed.png", scan(fixed_shape))
+    moving = write_picture(tmp_path / "moving.png", hot(scan(moving_shape, seed=1)))
+    result = fuse(fixed, moving, model=model)
+    assert result.fused.shape == result.aligned.shape == (3, *fixed_shape)
+    assert result.field.displacement.shape == (2, *fixed_shape)
+    assert result.expected_error is not None
+    assert result.expected_error.shape == fixed_shape
+    assert result.fused.min() >= 0
+    assert result.fused.max() <= 1
+    assert result.fused.std() > 0
+    out = result.save(tmp_path / "out")
+    assert {path.name for path in out.iterdir()} == FILES
+    assert pixels_of(out / "fused.png").shape == pixels_of(out / "aligned.png").shape == (*fixed_shape, 3)
+    assert sitk.ReadImage(str(out / "deformation.nii.gz")).GetSize() == fixed_shape[::-1]
+    same = "same grid" if fixed_shape == moving_shape else "centred and scaled"
+    assert result.report["grid"]["method"] == same
+
+
+def test_a_grey_moving_image_gives_grey_results(tmp_path: Path) -> None:
+    result = fuse(image_of(scan(SHAPE)), image_of(scan(SHAPE, seed=1)), model=known_model())
+    out = result.save(tmp_path / "out")
+    assert result.fused.shape == result.aligned.shape == (1, *SHAPE)
+    assert pixels_of(out / "fused.png").ndim == pixels_of(out / "aligned.png").ndim == 2
+
+
+def test_the_verb_of_the_package_is_this_one_and_has_a_default_model(pair: tuple[Path, Path]) -> None:
+    assert bsafusion.fuse is fuse
+    assert bsafusion.load_model is load_model
+    result = bsafusion.fuse(str(pair[0]), str(pair[1]))
+    assert isinstance(result, bsafusion.FusionResult)
+    assert result.report["options"]["weights"] == "default"
+    assert result.status in ("ok", "suspect")
+    assert bool(result.reasons) == (result.status == "suspect")
+
+
+# --- the field: answers known by hand ---
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_no_displacement_leaves_the_moving_image_as_it_was(tmp_path: Path, colour: bool) -> None:
+    fixed = write_picture(tmp_path / "fixed.png", scan(SHAPE))
+    pixels = hot(scan(SHAPE, seed=1)) if colour else scan(SHAPE, seed=1)
+    moving = write_picture(tmp_path / "moving.png", pixels)
+    result = fuse(fixed, moving, model=known_model())
+    np.testing.assert_allclose(result.field.displacement.numpy(), 0, atol=1e-5)
+    np.testing.assert_array_equal(pixels_of(result.save(tmp_path / "out") / "aligned.png"), pixels)
+
+
+def test_the_aligned_image_looks_where_the_field_points() -> None:
+    moving = scan(SHAPE, seed=1)
+    result = fuse(image_of(scan(SHAPE)), image_of(moving), model=known_model((3.0, -5.0)))
+    np.testing.assert_allclose(result.field.displacement[0].numpy(), 3.0, atol=1e-4)
+    np.testing.assert_allclose(result.field.displacement[1].numpy(), -5.0, atol=1e-4)
+    np.testing.assert_allclose(result.aligned[0, :-3, 5:], moving[3:, :-5], atol=0.05)
+
+
+def test_the_field_grows_with_the_image() -> None:
+    # The network works on 81 x 81 here; corner voxel centres stay on corner voxel centres.
+    moving = scan((161, 161), seed=1)
+    result = fuse(image_of(scan((161, 161))), image_of(moving), model=known_model((2.0, 4.0)))
+    np.testing.assert_allclose(result.field.displacement[0].numpy(), 4.0, atol=1e-4)
+    np.testing.assert_allclose(result.aligned[0, :-4, :-8], moving[4:, 8:], atol=0.05)
+
+
+def test_the_whole_field_joins_grids_of_different_size() -> None:
+    # Twice the size: pixel centres i of the fixed and 2 i + 0.5 of the moving picture lie on each other.
+    moving = np.repeat(np.repeat(scan((65, 65), seed=1), 2, axis=0), 2, axis=1)
+    result = fuse(image_of(scan((65, 65))), image_of(moving), model=known_model())
+    index = np.arange(65)
+    expected = np.stack(np.meshgrid(index + 0.5, index + 0.5, indexing="ij"))
+    np.testing.assert_allclose(result.field.displacement.numpy(), expected, atol=1e-3)
+
+
+def test_a_field_between_scans_is_in_voxels_and_its_file_in_mm(tmp_path: Path) -> None:
+    geometry = Geometry(SHAPE, (0.5, 2.0), (10.0, -20.0), ((-1.0, 0.0), (0.0, 1.0)), plane="axial")
+    fixed, moving = (image_of(scan(SHAPE, seed=s).astype(np.float32), geometry=geometry) for s in (0, 1))
+    out = fuse(fixed, moving, model=known_model((3.0, -5.0))).save(tmp_path / "out")
+    field = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "deformation.nii.gz")))
+    # x: -5 voxels of 0.5 mm along -x; y: 3 voxels of 2 mm along y.
+    np.testing.assert_allclose(field[..., 0], 2.5, atol=1e-3)
+    np.testing.assert_allclose(field[..., 1], 6.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("moving_shape", [SHAPE, (65, 81), (40, 33), (162, 130)])
+@pytest.mark.parametrize("colour", [False, True])
+def test_itk_makes_the_aligned_picture_from_the_moving_file(
+    tmp_path: Path, moving_shape: tuple[int, int], colour: bool
+) -> None:
+    # Smooth content: where pixels shrink, the package blurs against aliasing and ITK does not.
+    grey = scan(moving_shape, seed=1, blur=max(moving_shape) / 15)
+    fixed = write_picture(tmp_path / "fixed.png", scan(SHAPE))
+    moving = write_picture(tmp_path / "moving.png", hot(grey) if colour else grey)
+    out = fuse(fixed, moving, model=known_model((2.25, -4.375))).save(tmp_path / "out")
+    carried = carry_with_itk(out / "deformation.nii.gz", sitk.ReadImage(str(moving)))
+    difference = np.abs(carried - pixels_of(out / "aligned.png"))
+    assert difference.mean() < 0.005 * 255
+    if moving_shape[0] <= SHAPE[0] and moving_shape[1] <= SHAPE[1]:
+        assert difference.max() < 0.005 * 255
+
+
+def test_itk_makes_the_aligned_picture_with_the_shipped_network(tmp_path: Path, model: Model) -> None:
+    sample = next(s for s in bsafusion.load_samples() if s.task == "pet-mri")
+    out = fuse(sample.fixed, sample.moving, model=model).save(tmp_path / "out")
+    carried = carry_with_itk(out / "deformation.nii.gz", sitk.ReadImage(str(sample.moving)))
+    assert np.abs(carried - pixels_of(out / "aligned.png")).max() < 0.005 * 255
+
+
+def volumes(folder: Path) -> tuple[Path, Path]:
+    """Two volumes of one head whose axes run in different directions and steps."""
+    shape = (65, 81)
+    fixed = np.stack([scan(shape, seed=s).T for s in range(4)], axis=-1).astype(np.int16)
+    moving = np.stack([scan((72, 60), seed=s).T for s in (7, 8, 9)], axis=-1).astype(np.int16) * 4 - 1000
+    affine_fixed = np.array([[-1.0, 0, 0, 40], [0, 1.2, 0, -38], [0, 0, 5, 0], [0, 0, 0, 1]])
+    affine_moving = np.array([[1.4, 0, 0, -43], [0, -1.1, 0, 41], [0, 0, 4, 0], [0, 0, 0, 1]])
+    first = write_volume(folder / "mri.nii.gz", fixed, affine_fixed)
+    return first, write_volume(folder / "ct.nii", moving, affine_moving)
+
+
+def test_slices_of_volumes_keep_their_place_in_the_patient(tmp_path: Path) -> None:
+    fixed, moving = volumes(tmp_path)
+    result = fuse(
+        read_input(fixed, "fixed", slice_index=2),
+        read_input(moving, "moving", slice_index=1),
+        model=known_model((2.0, -3.0)),
+    )
+    assert result.report["grid"]["method"] == "physical"
+    assert result.report["inputs"]["fixed"]["notes"]["slice_index"] == 2
+    out = result.save(tmp_path / "out")
+    assert {path.name for path in out.iterdir()} == FILES | {"fused.nii.gz", "aligned.nii.gz"}
+    volume = sitk.ReadImage(str(fixed))[:, :, 2]
+    for name in ("fused", "aligned"):
+        written = sitk.ReadImage(str(out / f"{name}.nii.gz"))
+        assert written.GetSize() == volume.GetSize()
+        np.testing.assert_allclose(written.GetSpacing(), volume.GetSpacing(), rtol=1e-5)
+        np.testing.assert_allclose(written.GetOrigin(), volume.GetOrigin(), atol=1e-4)
+        np.testing.assert_allclose(written.GetDirection(), volume.GetDirection(), atol=1e-5)
+    source = sitk.ReadImage(str(moving))[:, :, 1]
+    carried = carry_with_itk(out / "deformation.nii.gz", source)
+    spread = float(np.ptp(sitk.GetArrayFromImage(source)))
+    aligned = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "aligned.nii.gz")))
+    assert np.abs(carried - aligned).mean() < 0.005 * spread
+    scaling = fit_intensity(result.moving)
+    shown = 255 * np.clip(scaling.to_unit(carried), 0, 1)
+    assert np.abs(shown - pixels_of(out / "aligned.png")).mean() < 0.005 * 255
+
+
+def test_slices_on_finer_grids_than_the_fixed_one_s_are_carried_exactly_as_itk_does(tmp_path: Path) -> None:
+    fixed, moving = volumes(tmp_path)
+    fine = write_volume(
+        tmp_path / "fine.nii.gz",
+        np.stack([scan((81, 81), seed=s) for s in range(2)], axis=-1).astype(np.float32),
+        np.array([[0.9, 0, 0, -36], [0, 0.9, 0, -36], [0, 0, 4, 0], [0, 0, 0, 1]]),
+    )
+    for source in (fixed, moving):
+        result = fuse(
+            read_input(fine, "fixed", slice_index=0),
+            read_input(source, "moving", slice_index=1),
+            model=known_model((1.5, 2.5)),
+        )
+        out = result.save(tmp_path / f"out-{source.name}")
+        volume = sitk.ReadImage(str(source))[:, :, 1]
+        carried = carry_with_itk(out / "deformation.nii.gz", volume)
+        spread = float(np.ptp(sitk.GetArrayFromImage(volume)))
+        assert np.abs(carried - result.aligned[0]).max() < 0.005 * spread
+
+
+# --- colour ---
+
+
+def hues(rgb: NDArray[Any]) -> NDArray[np.float64]:
+    """Hue (degrees), saturation and luma of ``H W 3`` bytes: ``H W 3``."""
+    unit = rgb.astype(np.float64) / 255
+    hsv = np.array([colorsys.rgb_to_hsv(*pixel) for pixel in unit.reshape(-1, 3)]).reshape(unit.shape)
+    return np.stack([360 * hsv[..., 0], hsv[..., 1], unit @ [0.299, 0.587, 0.114]], axis=-1)
+
+
+@pytest.mark.parametrize("task", ["pet-mri", "spect-mri"])
+def test_the_hue_of_the_functional_image_is_found_in_the_fused_one(tmp_path: Path, model: Model, task: str) -> None:
+    sample = next(s for s in bsafusion.load_samples() if s.task == task)
+    out = fuse(sample.fixed, sample.moving, model=model).save(tmp_path / "out")
+    fused, aligned = hues(pixels_of(out / "fused.png")), hues(pixels_of(out / "aligned.png"))
+    coloured = (fused[..., 1] > 0.2) & (aligned[..., 1] > 0.2)
+    coloured &= (fused[..., 2] > 0.1) & (fused[..., 2] < 0.9) & (aligned[..., 2] > 0.1) & (aligned[..., 2] < 0.9)
+    assert coloured.mean() > 0.05
+    difference = np.abs((fused - aligned)[coloured][:, 0])
+    assert np.median(np.minimum(difference, 360 - difference)) < 2
+
+
+def test_a_functional_image_in_three_equal_channels_is_grey(tmp_path: Path) -> None:
+    grey = scan(SHAPE, seed=1)
+    moving = write_picture(tmp_path / "moving.png", np.repeat(grey[..., None], 3, axis=2))
+    result = fuse(image_of(scan(SHAPE)), moving, model=known_model())
+    assert result.aligned.shape == (1, *SHAPE)
+    assert "grey" in result.report["inputs"]["moving"]["notes"]["channels"]
+
+
+# --- files of every kind ---
+
+
+def sixteen_bit(seed: int) -> NDArray[np.uint16]:
+    return scan(SHAPE, seed=seed).astype(np.uint16) * 200
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bits_stay_sixteen_bits(tmp_path: Path, suffix: str) -> None:
+    fixed = write_picture(tmp_path / f"fixed{suffix}", sixteen_bit(0))
+    moving = write_picture(tmp_path / f"moving{suffix}", sixteen_bit(1))
+    out = fuse(fixed, moving, model=known_model()).save(tmp_path / "out")
+    aligned = pixels_of(out / "aligned.png")
+    assert aligned.dtype == np.uint16
+    np.testing.assert_allclose(aligned.astype(int), sixteen_bit(1), atol=1)
+    fused = pixels_of(out / "fused.png")
+    assert fused.dtype == np.uint16
+    assert len(np.unique(fused)) > 256
+
+
+def test_jpeg(tmp_path: Path) -> None:
+    fixed = write_picture(tmp_path / "fixed.jpg", scan(SHAPE), quality=95)
+    moving = write_picture(tmp_path / "moving.jpeg", hot(scan(SHAPE, seed=1)), quality=95)
+    result = fuse(fixed, moving, model=known_model())
+    assert result.report["inputs"]["fixed"]["notes"]["format"] == "JPEG"
+    np.testing.assert_array_equal(pixels_of(result.save(tmp_path / "out") / "aligned.png"), pixels_of(moving))
+
+
+def test_dicom_brings_its_modality_and_its_millimetres(tmp_path: Path, model: Model) -> None:
+    files = [get_testdata_file(name, download=False) for name in ("MR_small.dcm", "CT_small.dcm")]
+    result = fuse(*files, model=model)
+    assert result.fused.shape == (1, 64, 64)
+    assert result.report["options"]["task"] == "ct-mri"
+    assert result.report["options"]["task_from"] == "file"
+    assert result.report["inputs"]["moving"]["modality"] == "ct"
+    assert result.report["inputs"]["fixed"]["spacing_mm"] == [0.3125, 0.3125]
+    out = result.save(tmp_path / "out")
+    assert {path.name for path in out.iterdir()} == FILES | {"fused.nii.gz", "aligned.nii.gz"}
+    np.testing.assert_allclose(sitk.ReadImage(str(out / "fused.nii.gz")).GetSpacing(), (0.3125, 0.3125), rtol=1e-5)
+    text = (out / "report.json").read_text(encoding="utf-8")
+    assert "CompressedSamples" not in text  # the patient's name in both files
+
+
+def test_hounsfield_units_in_unsigned_files_are_seen_in_the_picture(tmp_path: Path) -> None:
+    values = scan(SHAPE, seed=1).astype(np.float32) * 8 - 1024
+    moving = image_of(values, geometry=millimetres(SHAPE), dtype="uint16")
+    fixed = image_of(scan(SHAPE).astype(np.float32), geometry=millimetres(SHAPE), dtype="float32")
+    result = fuse(fixed, moving, model=known_model())
+    out = result.save(tmp_path / "out")
+    shown = pixels_of(out / "aligned.png").astype(float)
+    np.testing.assert_allclose(shown, 255 * np.clip(fit_intensity(moving).to_unit(values), 0, 1), atol=0.51)
+    assert shown.max() == 255
+    aligned = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "aligned.nii.gz")))
+    np.testing.assert_allclose(aligned, values, atol=0.1)
+
+
+def test_sixteen_bit_colours_are_not_saturated_in_nifti(tmp_path: Path) -> None:
+    colours = hot(scan(SHAPE, seed=1)).astype(np.uint16) * 257
+    fixed = image_of(scan(SHAPE).astype(np.float32), geometry=millimetres(SHAPE))
+    out = fuse(fixed, image_of(colours), model=known_model()).save(tmp_path / "out")
+    aligned = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "aligned.nii.gz")))
+    np.testing.assert_allclose(aligned.astype(int), colours // 257, atol=1)
+
+
+# --- the report ---
+
+
+def test_report_says_what_was_done(tmp_path: Path, pair: tuple[Path, Path], model: Model) -> None:
+    out = fuse(*pair, model=model).save(tmp_path / "out")
+    text = (out / "report.json").read_text(encoding="utf-8")
+    report = json.loads(text)
+    for role, path in zip(("fixed", "moving"), pair, strict=True):
+        assert report["inputs"][role]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert report["inputs"][role]["file"] == path.name
+        assert report["inputs"][role]["size"] == [SHAPE[1], SHAPE[0]]
+    assert report["inputs"]["fixed"]["modality"] == "mri"
+    assert str(tmp_path) not in text
+    assert str(Path.cwd()) not in text
+    assert report["grid"]["method"] == "same grid"
+    assert report["status"] in ("ok", "suspect")
+    assert isinstance(report["reasons"], list)
+    assert report["options"]["weights_sha256"] == model.record.sha256
+    assert report["options"]["device"] == "cpu"
+    assert report["options"]["threads"] == torch.get_num_threads()
+    assert report["versions"]["bsafusion"] == importlib.metadata.version("bsafusion")
+    assert report["versions"]["torch"] == importlib.metadata.version("torch")
+    assert 0 <= report["alignment"]["outside_share"] <= 1
+    assert report["use"] == "Research use only. Not for clinical use."
+
+
+def test_the_same_call_gives_the_same_bytes(tmp_path: Path, pair: tuple[Path, Path], model: Model) -> None:
+    first, second = (snapshot(fuse(*pair, model=model).save(tmp_path / name)) for name in ("a", "b"))
+    assert first == second
+    assert set(first) == FILES
+
+
+def test_the_evidence_is_that_of_a_known_field() -> None:
+    image = image_of(scan(SHAPE))
+    evidence = fuse(image, image, model=known_model((3.0, 4.0), expected_error=2.0)).evidence
+    assert evidence.displacement_mean == pytest.approx(5.0, abs=1e-3)
+    assert evidence.displacement_max == pytest.approx(5.0, abs=1e-3)
+    assert evidence.expected_error == pytest.approx(2.0, rel=1e-3)
+    assert evidence.folded_share == 0
+    assert evidence.outside_share == 0
+
+
+def test_a_field_that_points_out_of_the_frame_is_suspect() -> None:
+    result = fuse(image_of(scan(SHAPE)), image_of(scan(SHAPE, seed=1)), model=known_model((0.0, 50.0)))
+    # Columns from 65 - 50 on look beyond the last one; the ellipse spans about columns 12 to 52.
+    assert result.evidence.outside_share > 0.9
+    assert result.status == "suspect"
+    assert any("outside the moving image" in reason for reason in result.reasons)
+    assert any("reaches 50 px" in reason for reason in result.reasons)
+
+
+def test_identical_images_without_displacement_are_ok() -> None:
+    image = image_of(scan(SHAPE))
+    result = fuse(image, image, model=known_model())
+    assert (result.status, result.reasons) == ("ok", [])
+    assert result.evidence.similarity_after == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_network_that_doubts_its_field_is_believed() -> None:
+    image = image_of(scan(SHAPE))
+    result = fuse(image, image, model=known_model(expected_error=9.0))
+    assert result.status == "suspect"
+    assert result.report["reasons"] == result.reasons
+    assert "off by 9.0 px" in result.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "modality", "task", "source"),
+    [
+        ("spect-mri", Modality.CT, "spect-mri", "request"),
+        ("auto", Modality.PET, "pet-mri", "file"),
+        ("auto", Modality.SPECT, "spect-mri", "file"),
+        ("auto", Modality.MRI, "mr-mr", "file"),
+    ],
+)
+def test_where_the_task_comes_from(asked: str, modality: Modality, task: str, source: str) -> None:
+    moving = replace(image_of(scan(SHAPE, seed=1)), modality=modality)
+    options = fuse(image_of(scan(SHAPE)), moving, task=asked, model=known_model()).report["options"]
+    assert (options["task"], options["task_from"]) == (task, source)
+
+
+def test_without_a_hint_the_network_names_the_task() -> None:
+    image = image_of(scan(SHAPE))
+    options = fuse(image, image, model=known_model()).report["options"]
+    assert options["task"] in ("ct-mri", "pet-mri", "spect-mri", "mr-mr")
+    assert options["task_from"].startswith("network (")
+
+
+def test_the_paper_s_network_has_no_evidence_of_its_own() -> None:
+    from bsafusion.models.bsafusion import BSAFusion, paper
+
+    torch.manual_seed(0)
+    network = BSAFusion(replace(paper(), working_side=81))
+    result = fuse(
+        image_of(scan(SHAPE)),
+        image_of(hot(scan(SHAPE, seed=1))),
+        model=Model(network, known_model().record, "cpu"),
+    )
+    assert result.expected_error is None
+    assert result.report["alignment"]["similarity_after"] is None
+    assert result.fused.shape == (3, *SHAPE)
+
+
+# --- saving ---
+
+
+@pytest.fixture
+def result() -> FusionResult:
+    return fuse(image_of(scan(SHAPE)), image_of(scan(SHAPE, seed=1)), model=known_model())
+
+
+def test_saving_makes_the_folders_above(tmp_path: Path, result: FusionResult) -> None:
+    assert result.save(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert {path.name for path in (tmp_path / "a" / "b").iterdir()} == FILES
+
+
+def test_an_earlier_result_is_replaced_only_when_asked(tmp_path: Path, result: FusionResult) -> None:
+    out = result.save(tmp_path / "out")
+    (out / "fused.png").write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        result.save(out)
+    assert (out / "fused.png").read_bytes() == b"mine"
+    result.save(out, overwrite=True)
+    assert pixels_of(out / "fused.png").shape == SHAPE
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_is_no_result_is_never_replaced(tmp_path: Path, result: FusionResult) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("words")
+    with pytest.raises(FileExistsError, match="not a result folder"):
+        result.save(tmp_path / "thesis", overwrite=True)
+    assert snapshot(tmp_path) == {"thesis": None, "thesis/chapter.txt": b"words"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_save_leaves_nothing(
+    tmp_path: Path, result: FusionResult, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "overview", interrupted)
+    with pytest.raises(error):
+        result.save(tmp_path / "out")
+    assert snapshot(tmp_path) == {}
+
+
+# --- what is refused ---
+
+
+def test_a_fixed_image_in_colour_is_refused() -> None:
+    with pytest.raises(ImageError, match=r"colour; expected a grey one \(MRI\); swap the two"):
+        fuse(image_of(hot(scan(SHAPE))), image_of(scan(SHAPE)), model=known_model())
+
+
+def test_an_unknown_task_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(RequestError, match="unknown task 'mri-ct'; expected ct-mri"):
+        fuse("nowhere.png", "nowhere.png", task="mri-ct")
+
+
+@pytest.mark.parametrize("role", ["fixed", "moving"])
+def test_errors_name_the_role(tmp_path: Path, role: str) -> None:
+    files = {name: write_picture(tmp_path / f"{name}.png", scan(SHAPE)) for name in ("fixed", "moving")}
+    files[role].unlink()
+    with pytest.raises(ImageError, match=rf"{role} image: {role}\.png: no such file"):
+        fuse(files["fixed"], files["moving"], model=known_model())
+
+
+def test_a_moving_image_of_which_only_background_is_in_view_is_refused() -> None:
+    content = np.zeros(SHAPE, dtype=np.float32)
+    content[:, 50:] = np.linspace(1, 2, 15)
+    fixed = image_of(scan(SHAPE).astype(np.float32), geometry=millimetres(SHAPE))
+    left = replace(millimetres(SHAPE), origin=(30.0, 0.0))
+    with pytest.raises(ImageError, match="nothing of it but background falls on the fixed grid"):
+        fuse(fixed, image_of(content, geometry=left), model=known_model())
+
+
+def test_frames_that_do_not_meet_are_centred_and_the_report_says_so() -> None:
+    fixed, moving = (image_of(scan(SHAPE, seed=s).astype(np.float32), geometry=millimetres(SHAPE)) for s in (0, 1))
+    far = replace(moving, geometry=replace(moving.geometry, origin=(500.0, 0.0)))
+    result = fuse(fixed, far, model=known_model())
+    assert result.report["grid"] == {
+        "method": "physical spacing, centred",
+        "note": "Centred on each other at true mm, because by their positions the frames overlap by only 0%.",
+    }
+    np.testing.assert_allclose(result.aligned, moving.array, atol=0.05)
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"device 'tpu' is not there; expected one of cpu"):
+        load_model(device="tpu")
+
+
+def test_weights_from_a_file_are_the_ones_that_were_saved(tmp_path: Path) -> None:
+    model = load_model(str(known_weights(tmp_path, (3.0, -5.0))))
+    for name, value in known_network((3.0, -5.0)).state_dict().items():
+        torch.testing.assert_close(model.network.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_unknown_weights_are_refused() -> None:
+    with pytest.raises(WeightsError, match=r"no weights 'best': expected a \.safetensors file or one of the shipped"):
+        load_model("best")

@@ -1,0 +1,146 @@
+"""Weight files and their records: found, checked, loaded, refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bsafusion import weights
+from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg
+from bsafusion.weights import WeightsError, WeightsRecord, file_sha256, find, load, save, shipped
+
+CARD: dict[str, Any] = {"preset": "default", "tasks": ("ct-mri",), "data": "synthetic", "steps": 7}
+
+
+@pytest.fixture
+def model(small_cfg: BSAFusionCfg) -> BSAFusion:
+    return BSAFusion(small_cfg).eval()
+
+
+@pytest.fixture
+def saved(model: BSAFusion, tmp_path: Path) -> Path:
+    save(tmp_path, "mine", model.state_dict(), config=model.cfg.to_dict(), figures={"epe": 1.5}, **CARD)
+    return tmp_path / "mine.safetensors"
+
+
+def rewrite(card: Path, **changes: Any) -> None:
+    card.write_text(json.dumps({**json.loads(card.read_text()), **changes}))
+
+
+def test_saved_weights_come_back(model: BSAFusion, saved: Path) -> None:
+    loaded, record = load(str(saved))
+    assert not loaded.training
+    assert loaded.cfg == model.cfg
+    state = loaded.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    pair = torch.rand(2, 1, 1, 65, 81).unbind(0)
+    torch.testing.assert_close(loaded.predict(*pair).fused, model.predict(*pair).fused, rtol=0, atol=1e-5)
+    assert (record.name, record.steps, record.tasks, record.figures) == ("mine", 7, ("ct-mri",), {"epe": 1.5})
+    assert "Not for clinical use" in record.use
+
+
+def test_the_record_names_its_file_by_its_hash(saved: Path) -> None:
+    record = WeightsRecord.read(saved.with_suffix(".json"))
+    assert record.file == saved.name
+    assert record.sha256 == hashlib.sha256(saved.read_bytes()).hexdigest() == file_sha256(saved)
+    assert sorted(p.name for p in saved.parent.iterdir()) == ["mine.json", "mine.safetensors"]
+    assert find(str(saved)) == (record, saved)
+
+
+def test_a_record_survives_json(saved: Path) -> None:
+    card = saved.with_suffix(".json")
+    record = WeightsRecord.read(card)
+    assert record.to_json() == card.read_text()
+    assert BSAFusionCfg.from_dict(dict(record.config)) == load(str(saved))[0].cfg
+
+
+def test_saving_again_replaces_both_files(model: BSAFusion, saved: Path) -> None:
+    before = saved.read_bytes()
+    state = {name: value + 1 for name, value in model.state_dict().items()}
+    save(saved.parent, "mine", state, config=model.cfg.to_dict(), **CARD)
+    assert saved.read_bytes() != before
+    loaded, _ = load(str(saved))
+    assert torch.equal(loaded.state_dict()["fusion.last.0.bias"], state["fusion.last.0.bias"])
+
+
+def test_a_damaged_file_is_refused(saved: Path) -> None:
+    content = bytearray(saved.read_bytes())
+    content[-3] ^= 1  # one bit of one weight
+    saved.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"mine\.safetensors: sha256 is .*its record says .*fetch the file again"):
+        load(str(saved))
+
+
+def test_a_truncated_file_is_refused(saved: Path) -> None:
+    saved.write_bytes(saved.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="sha256"):
+        find(str(saved))
+
+
+def test_a_file_without_its_record_is_refused(saved: Path) -> None:
+    saved.with_suffix(".json").unlink()
+    with pytest.raises(WeightsError, match=r"its record mine\.json is missing; keep the two files together"):
+        load(str(saved))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"name": "mine", "tasks": []}', "\xff"])
+def test_what_is_no_record_is_refused(content: str, saved: Path) -> None:
+    saved.with_suffix(".json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(WeightsError, match=r"mine\.json: not a weights record"):
+        load(str(saved))
+
+
+def test_a_record_of_another_network_is_refused(model: BSAFusion, saved: Path, small_cfg: BSAFusionCfg) -> None:
+    other = replace(small_cfg, fusion=replace(small_cfg.fusion, widths=(8, 8, 8, 16)))
+    rewrite(saved.with_suffix(".json"), config=other.to_dict())
+    with pytest.raises(WeightsError, match="does not fit the network that its record describes"):
+        load(str(saved))
+    rewrite(saved.with_suffix(".json"), config={**model.cfg.to_dict(), "colour": True})
+    with pytest.raises(WeightsError, match="does not fit"):
+        load(str(saved))
+
+
+def test_an_unknown_name_lists_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        WeightsError, match=r"no weights 'nothing': expected a \.safetensors file or one of the shipped"
+    ):
+        find("nothing")
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    with pytest.raises(WeightsError, match="shipped: none"):
+        find("nothing")
+
+
+def test_shipped_weights_are_found_by_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "FOLDER", saved.parent)
+    assert [r.name for r in shipped()] == ["mine"]
+    assert find("mine")[1] == saved
+    assert load("mine")[1].sha256 == file_sha256(saved)
+    saved.unlink()
+    with pytest.raises(WeightsError, match="the file of weights 'mine' is missing; reinstall"):
+        find("mine")
+
+
+def test_every_shipped_file_is_the_one_its_record_names() -> None:
+    for record in shipped():
+        _, path = find(record.name)
+        cfg = BSAFusionCfg.from_dict(dict(record.config))
+        with torch.device("meta"):
+            expected = {name: value.shape for name, value in BSAFusion(cfg).state_dict().items()}
+        assert {name: value.shape for name, value in load_file(path).items()} == expected
+        assert "clinical" in record.use
+
+
+def test_records_are_read_without_torch() -> None:
+    code = "import sys; from bsafusion.weights import shipped; shipped(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
