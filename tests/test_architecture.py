@@ -24,13 +24,15 @@ ORDER = (
     {"models.alignment"},
     {"models.fusion"},
     {"models.bsafusion"},
-    {"losses", "weights"},
+    {"losses", "weights", "scoring"},
     {"datasets"},
     {"report"},
+    {"report_page"},
     {"pipeline"},
     {"batch"},
     {"training"},
-    {"evaluation", "options", "export", "viewer"},
+    {"options", "evaluation", "export"},
+    {"viewer"},
     {"cli"},
     {"__main__", ""},
 )
@@ -55,6 +57,13 @@ def resolve(target: str) -> str:
     while parts and ".".join(parts) not in SOURCES:
         parts.pop()
     return ".".join(parts)
+
+
+def row(name: str) -> int:
+    """The place of a module; those of a subpackage without rows of their own stand where the subpackage stands."""
+    place = ROWS.get(name, ROWS.get(name.split(".")[0]))
+    assert place is not None, f"{name} has no place in the order of the modules"
+    return place
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -94,8 +103,9 @@ def test_the_walk_sees_the_package() -> None:
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_modules_import_only_from_those_before_them(name: str) -> None:
-    assert name in ROWS, f"{name} has no place in the order of the modules"
-    wrong = [other for other in own_imports(name) if ROWS[other] >= ROWS[name]]
+    subpackage = None if name.startswith("models") else name.split(".")[0]
+    others = {other for other in own_imports(name) if other.split(".")[0] != subpackage}
+    wrong = sorted(other for other in others if row(other) >= row(name))
     assert not wrong, f"{name} imports {wrong}, which do not come before it"
 
 

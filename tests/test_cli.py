@@ -362,6 +362,11 @@ REFUSED = [
     Bad("damaged weights", damaged_weights, ("default.safetensors: sha256 is", "fetch the file again")),
     Bad("unknown device", fuse_with("--device", "tpu"), ("device 'tpu' is not there", "expected one of cpu")),
     Bad("a full folder", fuse_to(full_folder), ("full exists and is not empty", "choose another folder")),
+    Bad(
+        "the folder at hand",
+        fuse_to(lambda _: Path()),
+        (". is no folder of the result's own", "give it a name: result"),
+    ),
     Bad("a folder of another kind", fuse_to(full_folder, "--overwrite"), ("is not a result folder", "choose another")),
     Bad("a file as OUT", fuse_to(lambda f: f / "pet.png"), ("pet.png is a file; expected a folder", "choose another")),
     Bad(

@@ -323,8 +323,8 @@ def test_without_an_error_map_there_is_no_error_loss() -> None:
 
 def test_the_total_is_the_weighted_sum() -> None:
     terms = {"ce1": torch.tensor(2.0), "intensity": torch.tensor(4.0), "match": torch.tensor(100.0)}
-    assert float(total_loss(terms, LossWeights())) == pytest.approx(2 + 0.5 * 4)
-    assert float(total_loss(terms, LossWeights(match=0.1, ce1=3))) == pytest.approx(6 + 2 + 10)
+    assert float(total_loss(terms, LossWeights(ce1=1, intensity=0.5, match=0))) == pytest.approx(2 + 0.5 * 4)
+    assert float(total_loss(terms, LossWeights(ce1=3, intensity=0.5, match=0.1))) == pytest.approx(6 + 2 + 10)
 
 
 def test_a_weight_of_zero_switches_a_term_off() -> None:
@@ -333,4 +333,12 @@ def test_a_weight_of_zero_switches_a_term_off() -> None:
     assert losses.active(everything) == names
     for name in names:
         assert losses.active(replace(everything, **{name: 0.0})) == names - {name}
-    assert losses.active(LossWeights()) == names - {"match", "error"}
+
+
+def test_the_published_loss_has_the_papers_terms() -> None:
+    """L_ce1 + L_ce2 + L_consis + L_smooth + L_struct + L_grad + 0.5 L_inten; nothing knows the field."""
+    published = LossWeights.published()
+    assert losses.active(published) == {"ce1", "ce2", "consistency", "smooth", "structure", "gradient", "intensity"}
+    assert published.intensity == 0.5 * published.structure == 0.5 * published.ce1
+    # The Sobel magnitude of this package is an eighth of the plain kernel's.
+    assert published.gradient == 8

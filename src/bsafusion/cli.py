@@ -64,6 +64,10 @@ def fuse(
     """Align MOVING to FIXED and fuse both into the folder OUT."""
     with _one_line_errors():
         _check_folder(out)
+        if out.name in ("", ".."):
+            raise ValueError(
+                f"{out} is no folder of the result's own; expected a new one; give it a name: {out / 'result'}"
+            )
         if out.is_dir() and any(out.iterdir()) and not overwrite:
             raise FileExistsError(f"{out} exists and is not empty; choose another folder or pass --overwrite")
         from bsafusion import pipeline
@@ -268,7 +272,8 @@ def _say_summary(summary: dict[str, Any], as_json: bool) -> None:
         return f"{value:.4f}" if value is not None else "inf"
 
     for group, figures in summary["groups"].items():
-        typer.echo(f"{group}, {next(iter(figures.values()))['n']} images, reference {summary['settings']['reference']}")
+        n = next(iter(figures.values()))["n"]
+        typer.echo(f"{group}: n = {n}, reference: {summary['settings']['reference']}")
         for name, of in figures.items():
             interval = "" if of["ci95"] is None else f" [{number(of['ci95'][0])}, {number(of['ci95'][1])}]"
             mean = f"mean {number(of['mean'])}{interval}"
@@ -339,6 +344,32 @@ def train(
             best = run(pairs, out, model_cfg=model_cfg, cfg=cfg, device=device, init=init, on_step=show, until=until)
         if not quiet:
             typer.echo(str(best))
+
+
+@app.command()
+def view(
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RESULT]...", help="Result folders, or the OUT of a batch.", show_default=False),
+    ] = None,
+    port: Annotated[int, typer.Option(help="On the loopback address; 0 takes any free one.")] = 8765,
+    weights: Weights = "default",
+    device: Device = "cpu",
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+) -> None:
+    """Open the viewer in the browser: fuse two images and see, or look through RESULTs. Ctrl-C ends it."""
+    with _one_line_errors():
+        try:
+            from bsafusion.viewer import server
+        except ModuleNotFoundError as error:
+            raise ValueError(f'{error.name} is not installed; pip install "bsafusion[viewer]"') from error
+        cfg = server.ViewerCfg(roots=tuple(results or ()), weights=weights, device=device)
+        with server.listen(port) as listener:
+            viewer = server.build_server(cfg, listener)
+            typer.echo(f"viewer at {server.address(listener)} (Ctrl-C ends it). {server.NOT_CLINICAL}")
+            if browser:
+                server.open_browser(server.address(listener))
+            server.run(viewer, listener)
 
 
 @app.command()

@@ -132,7 +132,7 @@ def pictures(page: str) -> dict[str, tuple[PIL.Image.Image, float | None]]:
     Raises:
         ValueError: a picture in the page is damaged.
     """
-    found = {}
+    found: dict[str, tuple[PIL.Image.Image, float | None]] = {}
     for identifier, largest, data in _EMBEDDED.findall(page):
         try:
             picture = PIL.Image.open(io.BytesIO(base64.b64decode(data)), formats=["PNG"])
@@ -274,7 +274,9 @@ input[type=range] { width: 220px; }
 
 _SCRIPT = """
 (() => {
-  const make = (tag, parent, properties = {}) => parent.appendChild(Object.assign(document.createElement(tag), properties));
+  const make = (tag, parent, properties = {}) =>
+    parent.appendChild(Object.assign(document.createElement(tag), properties));
+  const labelled = (text, tag, properties) => make(tag, make("label", controls, { textContent: text }), properties);
   const source = (id) => document.getElementById(id).src;
   const root = document.getElementById("swipe");
   make("h2", root, { textContent: "Swipe: fixed on the left" });
@@ -283,8 +285,8 @@ _SCRIPT = """
   const left = make("img", pair, { className: "over", alt: "", src: source("fixed") });
   const divider = make("div", pair, { className: "divider" });
   const controls = make("div", root, { className: "controls" });
-  const range = make("input", make("label", controls, { textContent: "Divider " }), { type: "range", min: 0, max: 100 });
-  const choice = make("select", make("label", controls, { textContent: "on the right " }));
+  const range = labelled("Divider ", "input", { type: "range", min: 0, max: 100 });
+  const choice = labelled("on the right ", "select");
   for (const [id, name] of [["aligned", "moving, aligned"], ["moving", "moving, as it came"], ["fused", "fused"]])
     make("option", choice, { value: id, textContent: name });
   const show = () => {

@@ -77,13 +77,13 @@ class AlignmentCfg:
         steps: names of the steps, coarse to fine; one to five.
         direction: who moves: ``both``, the moving image (``forward``) or the fixed one (``reverse``).
         layers: convolutional layers in each step.
-        hidden: channels of those layers per step.
+        hidden: channels of those layers per step; values beyond the last step are not used.
         descriptors: channels of a unit-length descriptor (matching only).
         radius: of the local correlation window per step, in voxels of the step's grid (matching only).
     """
 
     kind: Literal["attention", "matching"] = "matching"
-    steps: tuple[str, ...] = ("affine", "1/16", "1/8", "1/4", "1/2")
+    steps: tuple[str, ...] = ("affine", "1/16", "1/8", "1/4")
     direction: Direction = "both"
     layers: int = 2
     hidden: tuple[int, ...] = (0, 64, 64, 48, 24)
