@@ -93,6 +93,7 @@ def smooth_field() -> Callable[..., Tensor]:
 def _head(rng: np.random.Generator) -> np.ndarray:
     """Labels of a head: 0 air, 1 brain, 2 skull, 3 and 4 structures inside."""
     rows, columns = np.mgrid[:SIDE, :SIDE] / (SIDE - 1) * 2 - 1
+    columns -= rng.uniform(0.05, 0.15)  # not symmetric: a flip shows
     radius = np.hypot(rows / rng.uniform(0.75, 0.9), columns / rng.uniform(0.6, 0.8))
     labels = np.where(radius < 1, 2, 0)
     labels[radius < 0.85] = 1

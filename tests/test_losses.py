@@ -261,6 +261,21 @@ def test_the_affine_step_should_match_the_known_partner(shift: tuple[int, int]) 
     assert loss(torch.zeros(30, 30)) == pytest.approx(uniform)
 
 
+def test_affine_matches_count_where_the_fixed_image_has_its_head() -> None:
+    height, width = 5, 6
+    mask = torch.zeros(1, 1, *SHAPE, dtype=torch.float64)
+    mask[..., 32, 48] = 1  # the fixed token (2, 3) alone
+    logits = torch.zeros(1, 30, 30, dtype=torch.float64)
+    logits[:, :, 0] = 40  # every match is wrong
+    logits[:, 0, :] = 40
+    fixed, moving = 2 * width + 3, 1 * width + 5
+    logits[:, fixed, moving] = 80  # but that of (2, 3) with (1, 5), which is 16 pixels up and 32 to the right
+    alignment = alignment_of(step_at("affine", logits=logits))
+    assert float(losses.match_loss(alignment, constant(16, -32), mask)) < 1e-6
+    assert float(losses.match_loss(alignment, constant(16, -32), ONES)) > 10
+    assert height * width == logits.shape[1]
+
+
 @pytest.mark.parametrize("name", ["1/16", "1/4", "1/2"])
 def test_a_window_should_match_the_known_partner(name: str) -> None:
     radius, span, stride = 3, 7, STEP_STRIDES[name]

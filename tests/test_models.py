@@ -452,18 +452,21 @@ def test_maps_keep_the_places_of_their_tokens() -> None:
     assert out.logits[0].shape == out.judge_logits[1].shape == (3, 4)
 
 
-def test_injection_adds_the_other_images_class_token() -> None:
+class MeanClassifier(nn.Module):
+    """The mean token as MFRH, the tokens as they are."""
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return tokens.mean(1), tokens, tokens.new_zeros(len(tokens), 4)
+
+
+def test_injection_adds_the_other_images_mfrh() -> None:
     stage = small_representation()
-    with torch.no_grad():
-        for block in stage.modules():
-            if isinstance(block, TransformerBlock):
-                for part in (block.project, block.mlp[-1]):
-                    part.weight.zero_()
-                    part.bias.zero_()
-    fixed, moving = torch.randn(2, 1, 16, 4, 5).unbind(0)
-    token = stage.classifier.class_token.view(1, 16, 1, 1)  # with idle blocks the MFRH is the class token itself
+    stage.classifier = MeanClassifier()
+    stage.transfer = nn.ModuleList([nn.Identity()])
+    fixed, moving = torch.randn(2, 3, 16, 4, 5).unbind(0)
     out = stage(fixed, moving)
-    torch.testing.assert_close(out.matched, (fixed + token, moving + token))
+    expected = (fixed + moving.mean((2, 3), keepdim=True), moving + fixed.mean((2, 3), keepdim=True))
+    torch.testing.assert_close(out.matched, expected)
     torch.testing.assert_close(out.plain, (fixed, moving))
 
 

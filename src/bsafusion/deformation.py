@@ -99,7 +99,7 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
 def invert(displacement: Tensor, *, tolerance: float = 1e-3, iterations: int = 30) -> Tensor:
     """The field ``v`` with ``compose(u, v) = 0``, by the fixed-point iteration ``v <- -u(x + v)``.
 
-    Converges where the field does not fold and is contracting (Chen et al., Med. Phys. 35, 2008). ``B D *S`` -> ``B D *S``.
+    ``B D *S`` -> ``B D *S``. Converges where the field does not fold and is contracting (Chen et al., Med. Phys. 2008).
 
     Args:
         tolerance: voxels; stops when no component changes by more.

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -273,10 +273,13 @@ def save_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimiz
 
 
 def load_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The inverse of :func:`save_checkpoint`; returns the memory."""
-    with safe_open(path, "pt") as file:
-        memory: dict[str, Any] = json.loads((file.metadata() or {})["memory"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    """The inverse of :func:`save_checkpoint`; returns the memory. Raises ``ValueError`` for a damaged file."""
+    try:
+        with safe_open(path, "pt") as file:
+            memory: dict[str, Any] = json.loads((file.metadata() or {})["memory"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path}: not a checkpoint ({error}); remove it to start the run anew") from error
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():

@@ -109,6 +109,7 @@ def find(name_or_path: str) -> tuple[WeightsRecord, Path]:
 def load(name_or_path: str = DEFAULT, *, device: str = "cpu") -> tuple[BSAFusion, WeightsRecord]:
     """Build the network of a weight file and fill it; in evaluation mode, on ``device``."""
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg
@@ -117,7 +118,7 @@ def load(name_or_path: str = DEFAULT, *, device: str = "cpu") -> tuple[BSAFusion
     try:
         model = BSAFusion(BSAFusionCfg.from_dict(dict(record.config)))
         model.load_state_dict(load_file(path))
-    except (RuntimeError, KeyError, TypeError) as error:
+    except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
         first = str(error).strip().splitlines()[0]
         raise WeightsError(f"{path}: does not fit the network that its record describes ({first})") from error
     # Convolutions on a CPU are faster with the channels last.

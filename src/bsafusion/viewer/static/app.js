@@ -274,7 +274,7 @@ function showResult() {
   document.title = `${suspect ? "SUSPECT: " : ""}${name} – bsafusion viewer`;
   $("empty").hidden = true;
   $("evidence").hidden = false;
-  const task = report.options && report.options.task ? `, ${report.options.task} (${report.options.task_from})` : "";
+  const task = report.options && report.options.task ? `; task ${report.options.task}, from ${report.options.task_from}` : "";
   $("pair-name").textContent = name + task;
   $("words").replaceChildren();
   for (const [term, sentence] of words) {
@@ -404,7 +404,7 @@ function gridBitmap({ data, shape }) {
           const point = (c ? x : y) + top + v * (bottom - top);
           inside &&= point >= -0.5 && point <= (c ? width : height) - 0.5;
           const distance = Math.abs(point - spacing * Math.round(point / spacing)) * finer;
-          alpha = Math.max(alpha, clamp(1.2 - distance * 0.7, 0, 1));
+          alpha = Math.max(alpha, clamp(1.6 - distance * 0.6, 0, 1));
         }
         if (inside) out.set([90, 220, 255, 255 * alpha], 4 * (row * width * finer + column));
       }
