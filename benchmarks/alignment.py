@@ -4,9 +4,10 @@
     python benchmarks/alignment.py --samples [--weights default]
 
 With a pairs CSV: every pair's moving image is deformed by fields drawn with fixed seeds (families in
-``bsafusion.datasets.MISALIGNMENTS``), and the recovered field is compared with the drawn one inside the head;
-reference: the moving image as it was before. ``self`` deforms each MRI and aligns it with itself. With ``--samples``:
-the pairs that ship with the package, each against its own known transform. Lengths in pixels.
+``bsafusion.datasets.MISALIGNMENTS``), and the recovered field is compared with it inside the head (``error``)
+and where, inside it, the moving image shows anything at all (``seen``); reference: the moving image as it was before.
+``self`` deforms each MRI and aligns it with itself. With ``--samples``: the pairs that ship with the package, each
+against its own known transform. Lengths in pixels.
 """
 
 from __future__ import annotations
@@ -44,15 +45,20 @@ def measure_suite(
     model: Model, data: PairSet, indices: list[int], suite: str, draws: int, *, itself: bool
 ) -> dict[str, float]:
     """Means over pairs and draws for one family of deformations."""
-    rows: dict[str, list[float]] = {k: [] for k in ("before", "error", "p95", "consistency", "inverse", "folds")}
+    rows: dict[str, list[float]] = {
+        k: [] for k in ("before", "error", "seen", "p95", "consistency", "inverse", "folds")
+    }
     for index in indices:
         residuals, mask = [], data.mask[index, 0].numpy() > 0
+        seen = mask & head_mask((data.fixed if itself else data.moving)[index, 0].numpy())
         for draw in range(draws):
             batch = validation_batch(data, [index], MISALIGNMENTS[suite], draw=draw, device=torch.device("cpu"))
             moving = warp(batch.fixed, batch.known) if itself else batch.moving
             out = model.network.predict(batch.fixed, moving)
             field, known = out.alignment.displacement[0].numpy(), batch.known[0].numpy()
-            error = summarise(endpoint_error(known, field), mask)
+            lengths = endpoint_error(known, field)
+            error = summarise(lengths, mask)
+            rows["seen"].append(summarise(lengths, seen).mean)
             rows["before"].append(summarise(endpoint_error(known, np.zeros_like(field)), mask).mean)
             rows["error"].append(error.mean)
             rows["p95"].append(error.p95)

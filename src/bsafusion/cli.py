@@ -363,10 +363,12 @@ def view(
             from bsafusion.viewer import server
         except ModuleNotFoundError as error:
             raise ValueError(f'{error.name} is not installed; pip install "bsafusion[viewer]"') from error
+        from bsafusion.report import NOT_CLINICAL
+
         cfg = server.ViewerCfg(roots=tuple(results or ()), weights=weights, device=device)
         with server.listen(port) as listener:
             viewer = server.build_server(cfg, listener)
-            typer.echo(f"viewer at {server.address(listener)} (Ctrl-C ends it). {server.NOT_CLINICAL}")
+            typer.echo(f"viewer at {server.address(listener)} (Ctrl-C ends it). {NOT_CLINICAL}")
             if browser:
                 server.open_browser(server.address(listener))
             server.run(viewer, listener)

@@ -23,7 +23,7 @@ from bsafusion.report import NOT_CLINICAL, Panel
 LONGEST_SIDE = 1024
 """Pixels a side of a picture in the page: enough for the eye, small enough for an e-mail."""
 
-# Dark blue to yellow, equal steps of lightness: the same colours in the viewer (static/app.js).
+# Dark blue to yellow, equal steps of lightness: the same colours in the viewer (static/stage.js).
 _COLOURS = ((13, 8, 60), (92, 22, 110), (175, 50, 90), (230, 95, 45), (250, 165, 25), (250, 250, 150))
 
 Sentence = tuple[str, str]

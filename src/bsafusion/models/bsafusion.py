@@ -188,7 +188,7 @@ class BSAFusion(nn.Module):
         running = self.fusion.climb(features[0].pyramid, features[1].pyramid, plain, displacement)
         running = resize(self._crop(resize(running, (displacement.shape[-2], displacement.shape[-1])), shape), shape)
         full = resize_field(self._crop(displacement, shape), shape=shape)
-        aligned = warp(moving, full)
+        aligned = warp(moving, full, padding="zeros")  # beyond the moving frame there is background
         shallow_moving = warp(features[1].shallow.float(), full).to(features[1].shallow.dtype)
         return self.fusion.draw(fixed, aligned, (features[0].shallow, shallow_moving), running), aligned
 

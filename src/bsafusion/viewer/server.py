@@ -352,7 +352,15 @@ def build_server(cfg: ViewerCfg, listener: socket.socket) -> uvicorn.Server:
     """A server for ``server.run(sockets=[listener])``; errors as :func:`create_app`."""
     app = create_app(cfg, port=listener.getsockname()[1])
     return uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3)
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            ws="none",
+            lifespan="on",
+            timeout_graceful_shutdown=3,
+        )
     )
 
 

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import html.parser
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bsafusion.pipeline import FusionResult, fuse
+from bsafusion.report_page import LONGEST_SIDE, pictures, render, words
+from pairs import hot, known_model, scan, write_picture
+
+SHAPE = (81, 65)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> FusionResult:
+    folder = tmp_path_factory.mktemp("pair")
+    fixed = write_picture(folder / "mri.png", scan(SHAPE))
+    moving = write_picture(folder / "pet.png", hot(scan(SHAPE, seed=1)))
+    return fuse(fixed, moving, model=known_model((3.0, -2.0)))
+
+
+def page_of(result: FusionResult, **changes: Any) -> str:
+    return render({**result.report, **changes}, result.panels, result.expected_error)
+
+
+class Reader(html.parser.HTMLParser):
+    """Tags, addresses and visible text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "action", "srcset")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_stands_alone(result: FusionResult) -> None:
+    page = page_of(result)
+    reader = Reader(page)
+    assert reader.addresses
+    assert all(address.startswith("data:image/png;base64,") for address in reader.addresses)
+    assert "link" not in reader.tags
+    assert "style" not in reader.attributes  # the policy would not let it act
+    assert not re.search(r"https?:|@import|url\(", page)
+
+
+def test_its_policy_allows_its_own_style_and_script_and_nothing_else(result: FusionResult) -> None:
+    page = page_of(result)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy
+    assert policy[1].startswith("default-src 'none'; img-src data:;")
+    for tag in ("style", "script"):
+        (source,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy[1]
+
+
+def test_the_same_result_gives_the_same_bytes(result: FusionResult) -> None:
+    assert page_of(result) == page_of(replace(result))
+
+
+def test_the_pictures_come_back(result: FusionResult) -> None:
+    found = pictures(page_of(result))
+    panels = [panel for _, panel in result.panels]
+    for name, panel in zip(("fixed", "moving", "aligned", "fused"), panels, strict=False):
+        levels = np.asarray(found[name][0])
+        expected = np.round(panel * 255).astype(np.uint8)
+        np.testing.assert_array_equal(
+            levels if levels.ndim == 3 else levels[..., None],
+            expected.transpose(1, 2, 0)[..., : levels.shape[2] if levels.ndim == 3 else 1],
+        )
+    assert found["fixed"][0].mode == "L"
+    assert found["fused"][0].mode == "RGB"
+    picture, largest = found["expected-error"]
+    assert result.expected_error is not None
+    assert largest == pytest.approx(float(result.expected_error.max()), rel=1e-5)
+    # The palette's indices are the values, so the picture is read as it is, not as it looks.
+    error = np.asarray(picture) * (largest / 255)
+    np.testing.assert_allclose(error, result.expected_error, atol=largest / 255)
+
+
+def test_an_image_larger_than_the_page_takes_is_reduced(result: FusionResult) -> None:
+    wide = [(name, np.repeat(np.repeat(panel, 20, axis=1), 20, axis=2)) for name, panel in result.panels]
+    found = pictures(render(result.report, wide, None))
+    assert max(found["fixed"][0].size) == LONGEST_SIDE
+    assert "expected-error" not in found
+
+
+def test_suspect_cannot_be_missed(result: FusionResult) -> None:
+    reader = Reader(page_of(result, status="suspect", reasons=["the field folds in 3.00% of the pixels"]))
+    assert "the field folds in 3.00% of the pixels" in reader.text
+    assert "Do not trust this alignment" in reader.text
+    page = page_of(result, status="suspect", reasons=["x"])
+    assert "<title>suspect: " in page
+    assert page.index('class="verdict suspect"') < page.index("<img")
+    fine = page_of(result, status="ok", reasons=[])
+    assert 'class="verdict ok"' in fine
+    assert 'class="verdict suspect"' not in fine
+
+
+def test_evidence_settings_versions_and_use_are_on_it(result: FusionResult) -> None:
+    text = Reader(page_of(result)).text
+    report = result.report
+    assert text.count("Not for clinical use.") >= 2
+    for role in ("fixed", "moving"):
+        assert report["inputs"][role]["sha256"] in text
+    assert report["options"]["weights_sha256"] in text
+    assert report["versions"]["torch"] in text
+    assert report["grid"]["note"] in text
+    for _, sentence in words(report):
+        assert sentence in text
+
+
+def test_what_a_file_is_called_cannot_become_markup(result: FusionResult) -> None:
+    bad = '"><script>alert(1)</script>.png'
+    inputs = {**result.report["inputs"], "moving": {**result.report["inputs"]["moving"], "file": bad}}
+    reader = Reader(page_of(result, inputs=inputs, reasons=[bad], status="suspect"))
+    assert reader.tags.count("script") == 1
+    assert bad in reader.text
+
+
+def test_words_say_what_was_measured() -> None:
+    evidence = {
+        "similarity_before": 0.5,
+        "similarity_after": 0.4,
+        "expected_error": 2.25,
+        "displacement_mean": 3.0,
+        "displacement_max": 10.0,
+        "folded_share": 0.0125,
+        "outside_share": 0.1,
+    }
+    said = dict(words({"status": "ok", "alignment": evidence}))
+    assert "2.2 px" in said["Expected error"]
+    assert "fell: 0.500 before alignment, 0.400 after" in said["Similarity"]
+    assert "3.0 px on average" in said["Movement"]
+    assert "10.0 px at most" in said["Movement"]
+    assert said["Folds"] == "The field folds in 1.25% of the pixels."
+    assert said["Coverage"] == "10.0% of the head lies outside the moving image."
+
+
+def test_words_leave_out_what_a_preset_does_not_measure() -> None:
+    evidence = {"similarity_before": None, "similarity_after": None, "expected_error": None, "folded_share": 0.0}
+    assert words({"status": "ok", "alignment": evidence}) == [("Folds", "The field folds nowhere.")]
+
+
+@pytest.mark.parametrize("report", [{}, {"status": "ok"}, {"alignment": {}}, {"status": 3, "alignment": {}}])
+def test_words_refuse_what_is_no_report(report: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected a report of bsafusion"):
+        words(report)
+
+
+def test_too_few_panels_are_refused(result: FusionResult) -> None:
+    with pytest.raises(ValueError, match="3 panels; expected fixed, moving, aligned, fused"):
+        render(result.report, result.panels[:3], None)
+
+
+def test_a_damaged_picture_is_refused() -> None:
+    page = '<img id="fixed" alt="" src="data:image/png;base64,iVBORw0KGgoAAAAN"'
+    with pytest.raises(ValueError, match="picture fixed of the report page is damaged"):
+        pictures(page)
+
+
+def test_a_page_of_something_else_has_no_pictures(tmp_path: Path) -> None:
+    assert pictures('<img src="http://example.org/a.png">') == {}

@@ -1,0 +1,384 @@
+"""The viewer and the report page in a real browser: headless Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+from bsafusion.pipeline import fuse, load_model
+from bsafusion.report_page import render
+from bsafusion.samples import load_samples
+from bsafusion.viewer import server
+from pairs import pixels_of
+from test_viewer import BAD
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install playwright")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 120_000  # ms; a loaded machine is slow, not wrong
+SAMPLE = next(sample for sample in load_samples() if sample.id == "pet-mri")
+
+DROP = """([target, files]) => {
+  const transfer = new DataTransfer();
+  for (const [name, data] of files)
+    transfer.items.add(new File([Uint8Array.from(atob(data), (c) => c.charCodeAt(0))], name));
+  document.querySelector(target).dispatchEvent(new DragEvent("drop", { bubbles: true, dataTransfer: transfer }));
+}"""
+
+# The canvas as the browser shows it, at image pixel (x, y) of the only pane.
+SHOWN = """([x, y]) => {
+  drawNow();
+  const { left, top, scale } = placement(panes()[0]);
+  const ratio = window.devicePixelRatio;
+  const at = [left + scale * (x + 0.5), top + scale * (y + 0.5)].map((v) => Math.floor(v * ratio));
+  return [...$("canvas").getContext("2d").getImageData(...at, 1, 1).data].slice(0, 3);
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as tools:
+        chromium = tools.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS, timeout=PATIENCE)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def new_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Pages that remember what they asked for and what went wrong on them; a problem fails the test."""
+    contexts, problems, asked = [], [], []
+
+    def build(**options: Any) -> Any:
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True, **options)
+        context.set_default_timeout(PATIENCE)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        # A request that the server refuses is a message on the page, and no fault of it.
+        page.on(
+            "console",
+            lambda said: said.type == "error" and "status of 4" not in said.text and problems.append(said.text),
+        )
+        page.on("request", lambda request: asked.append(request.url))
+        page.asked = asked
+        return page
+
+    yield build
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., str]]:
+    """``serve(*roots)`` starts a viewer with the shipped weights and gives its address."""
+    started: list[tuple[Any, threading.Thread, Any]] = []
+
+    def begin(*roots: Path, **options: Any) -> str:
+        listener = server.listen(0)
+        viewer = server.build_server(server.ViewerCfg(roots=roots, **options), listener)
+        thread = threading.Thread(target=server.run, args=(viewer, listener))
+        thread.start()
+        started.append((viewer, thread, listener))
+        return server.address(listener)
+
+    yield begin
+    for viewer, thread, listener in started:
+        viewer.should_exit = True
+        thread.join(60)
+        listener.close()
+        assert not thread.is_alive()
+
+
+def drop(page: Any, target: str, *files: tuple[str, bytes]) -> None:
+    page.evaluate(DROP, [target, [[name, base64.b64encode(content).decode()] for name, content in files]])
+
+
+def shown(page: Any, x: int, y: int) -> list[int]:
+    colour: list[int] = page.evaluate(SHOWN, [x, y])
+    return colour
+
+
+def slide(page: Any, name: str, value: int) -> None:
+    page.get_by_label(name, exact=True).fill(str(value))
+
+
+def close(colour: list[int], expected: Any, tolerance: int = 3) -> bool:
+    return bool(np.abs(np.array(colour) - np.broadcast_to(expected, 3)).max() <= tolerance)
+
+
+def test_drop_a_pair_look_at_it_and_take_it_home(
+    new_page: Callable[..., Any], serve: Callable[..., str], tmp_path: Path
+) -> None:
+    address = serve()
+    page = new_page()
+    page.goto(address)
+    page.get_by_text("model ready").wait_for()
+    # In the wrong order: the names say which is which.
+    drop(page, "#stage-box", *((path.name, path.read_bytes()) for path in (SAMPLE.moving, SAMPLE.fixed)))
+    page.locator("body[data-complete]").wait_for()
+    direct = fuse(SAMPLE.fixed, SAMPLE.moving, model=load_model())
+    verdict = page.locator("#verdict")
+    assert direct.status in verdict.inner_text().lower()
+    for reason in direct.reasons:
+        assert reason in verdict.inner_text()
+    assert ("suspect" in (verdict.get_attribute("class") or "")) == (direct.status == "suspect")
+    assert float(page.evaluate("document.body.dataset.seconds")) > 0
+
+    fixed = pixels_of(SAMPLE.fixed)
+    fixed = fixed if fixed.ndim == 2 else fixed[..., 0]
+    aligned = np.rint(direct.aligned.transpose(1, 2, 0))
+    x, y = 60, 120
+    assert not close(aligned[y, x].tolist(), fixed[y, x], 20)  # a place where the two can be told apart
+
+    # A pixel's values, read under the pointer.
+    page.keyboard.press("5")
+    box = page.locator("#canvas").bounding_box()
+    left, top, scale = page.evaluate("(({ left, top, scale }) => [left, top, scale])(placement(panes()[0]))")
+    page.mouse.move(box["x"] + left + scale * (x + 0.5), box["y"] + top + scale * (y + 0.5))
+    values = page.locator("#pixel").inner_text()
+    assert f"x {x} y {y}" in re.sub(r"\s+", " ", values)
+    assert f"fixed {fixed[y, x]}" in values
+    said = [float(v) for v in re.search(r"aligned ([\d./]+)", values)[1].split("/")]  # type: ignore[index]
+    np.testing.assert_allclose(said, direct.aligned[:, y, x], rtol=1e-3, atol=0.05)
+    assert direct.expected_error is not None
+    assert f"expected error {direct.expected_error[y, x]:.1f} px" in values
+    page.mouse.move(box["x"] + 2, box["y"] + box["height"] - 2)
+
+    # The blend from one image to the other, through both ends. The canvas smooths, so neighbours mix in a little.
+    slide(page, "Alpha", 0)
+    only_fixed = shown(page, x, y)
+    slide(page, "Alpha", 100)
+    only_aligned = shown(page, x, y)
+    assert close(only_fixed, fixed[y, x], 12)
+    assert close(only_aligned, aligned[y, x], 12)
+    slide(page, "Alpha", 50)
+    assert close(shown(page, x, y), (np.array(only_fixed) + only_aligned) / 2)
+
+    # The swipe, by its slider and by its divider.
+    page.keyboard.press("3")
+    slide(page, "Divider", 95)
+    assert close(shown(page, x, y), only_fixed)
+    slide(page, "Divider", 5)
+    assert close(shown(page, x, y), only_aligned)
+    at = page.evaluate("dividerX(panes()[0])")
+    page.mouse.move(box["x"] + at, box["y"] + 200)
+    page.mouse.down()
+    page.mouse.move(box["x"] + left + scale * fixed.shape[1] * 0.9, box["y"] + 200, steps=4)
+    page.mouse.up()
+    assert float(page.get_by_label("Divider", exact=True).input_value()) == pytest.approx(90, abs=1)
+    page.mouse.move(box["x"] + 2, box["y"] + 2)
+    assert close(shown(page, x, y), only_fixed)
+
+    # The grid changes many pixels, and goes again.
+    count = """() => { drawNow(); const c = $('canvas');
+      const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+      let sum = 0;
+      for (let i = 0; i < d.length; i += 4) sum += d[i + 2] > d[i] + 40;
+      return sum; }"""
+    before = page.evaluate(count)
+    page.keyboard.press("g")
+    assert page.evaluate(count) > before + 2000
+    assert page.locator("[data-overlay=grid]").get_attribute("aria-pressed") == "true"
+    page.keyboard.press("g")
+    assert page.evaluate(count) == before
+    for key, overlay in (("a", "arrows"), ("c", "confidence"), ("j", "jacobian")):
+        page.keyboard.press(key)
+        assert page.locator(f"[data-overlay={overlay}]").get_attribute("aria-pressed") == "true"
+        assert page.locator("#legend-text").is_visible()
+    page.keyboard.press("j")
+
+    # Zoom keeps the pixel under the pointer; 0 brings everything back. Space blinks.
+    page.mouse.move(box["x"] + left + scale * (x + 0.5), box["y"] + top + scale * (y + 0.5))
+    page.mouse.wheel(0, -400)
+    page.mouse.move(box["x"] + left + scale * (x + 0.5) + 0.1, box["y"] + top + scale * (y + 0.5))
+    assert f"x {x} y {y}" in re.sub(r"\s+", " ", page.locator("#pixel").inner_text())
+    assert page.evaluate("state.zoom") == pytest.approx(np.e, rel=1e-3)
+    page.keyboard.press("0")
+    assert page.evaluate("state.zoom") == 1
+    page.keyboard.press(" ")
+    assert page.evaluate("state.view") == "blink"
+    page.keyboard.press(" ")
+    assert page.evaluate("state.view") == "swipe"
+
+    # Window and level by dragging: wider and brighter is darker.
+    page.keyboard.down("Shift")
+    page.mouse.move(box["x"] + left + scale * 20, box["y"] + 300)
+    page.mouse.down()
+    page.mouse.move(box["x"] + left + scale * 20 + 200, box["y"] + 300, steps=2)
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    assert page.evaluate("state.windows.fixed.width") == pytest.approx(np.e, rel=0.02)
+    assert page.evaluate("state.windows.moving.width") == 1
+    assert "fixed window" in page.locator("#pixel").inner_text()
+
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="All as zip").click()
+    waiting.value.save_as(tmp_path / "all.zip")
+    direct.save(tmp_path / "direct")
+    with zipfile.ZipFile(tmp_path / "all.zip") as archive:
+        files = {path.name for path in (tmp_path / "direct").iterdir()}
+        assert set(archive.namelist()) == files
+        report = json.loads(archive.read("report.json"))
+        assert report["inputs"]["moving"]["sha256"] == direct.moving.sha256
+        assert report["status"] == direct.status
+        assert archive.read("fused.png") == (tmp_path / "direct" / "fused.png").read_bytes()
+    assert {urlsplit(url).netloc for url in page.asked if not url.startswith("blob:")} == {urlsplit(address).netloc}
+
+
+def make_batch(out: Path, count: int) -> dict[str, float]:
+    """``count`` copies of one result with other numbers; the expected error of each."""
+    result = fuse(SAMPLE.fixed, SAMPLE.moving, model=load_model())
+    source = out.parent / "source"
+    result.save(source)
+    page = render(result.report, result.panels, result.expected_error)
+    (source / "report.html").write_text(page, encoding="utf-8")
+    errors = np.random.default_rng(0).permutation(np.linspace(0.5, 9.5, count))
+    for index, error in enumerate(errors):
+        folder = out / f"case-{index:02d}"
+        shutil.copytree(source, folder)
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report["status"], report["reasons"] = ("suspect", ["too far off"]) if index % 7 == 0 else ("ok", [])
+        report["alignment"]["expected_error"] = float(error)
+        (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    return {f"case-{index:02d}": float(error) for index, error in enumerate(errors)}
+
+
+def test_a_batch_of_60_shows_the_bad_ones_first_and_sorts(
+    new_page: Callable[..., Any], serve: Callable[..., str], tmp_path: Path
+) -> None:
+    errors = make_batch(tmp_path / "batch", 60)
+    address = serve(tmp_path / "batch")
+    page = new_page()
+    page.goto(address)
+    page.locator("#table tbody tr").nth(59).wait_for()
+
+    def names() -> list[str]:
+        found: list[str] = page.locator("#table tbody td button").all_inner_texts()
+        return found
+
+    worst = sorted(errors, key=errors.__getitem__, reverse=True)
+    suspect = [name for name in worst if int(name[-2:]) % 7 == 0]
+    assert names() == suspect + [name for name in worst if name not in suspect]
+    assert "60 of 60 shown, 9 not ok" in page.locator("#summary").inner_text()
+    page.get_by_role("button", name="Expected error").click()
+    assert names() == worst
+    assert page.locator("th[aria-sort=descending]").inner_text().startswith("Expected error")
+    page.get_by_role("button", name="Expected error").click()
+    assert names() == worst[::-1]
+    page.get_by_role("button", name="Name").click()
+    assert names() == sorted(errors)
+    page.locator("#filter").fill("suspect")
+    assert sorted(names()) == sorted(suspect)
+    page.wait_for_function("[...document.querySelectorAll('td img')].some((i) => i.complete && i.naturalWidth > 20)")
+    page.get_by_role("button", name="case-07").click()
+    page.locator("body[data-complete]").wait_for()
+    assert "too far off" in page.locator("#verdict").inner_text()
+    assert page.title().startswith("SUSPECT: case-07")
+    page.keyboard.press("5")
+    slide(page, "Alpha", 0)
+    fixed = pixels_of(SAMPLE.fixed)
+    grey = float(fixed[120, 60] if fixed.ndim == 2 else fixed[120, 60, 0])
+    stretched = (grey - fixed.min()) / np.ptp(fixed) * 255
+    assert close(shown(page, 60, 120), stretched, 12)  # the fixed image comes out of report.html
+    assert {urlsplit(url).netloc for url in page.asked} == {urlsplit(address).netloc}
+
+
+def test_every_bad_upload_is_told_where_it_was_dropped(new_page: Callable[..., Any], serve: Callable[..., str]) -> None:
+    page = new_page()
+    page.goto(serve(largest_upload=2**20))
+    page.locator("#version", has_text="bsafusion").wait_for()
+    error = page.locator(".drop[data-role=moving] .error")
+    for kind, (content, message) in BAD.items():
+        drop(page, ".drop[data-role=moving]", (f"../{kind}.png", content))
+        told = "expected at most 1.00 MiB" if kind == "large" else message
+        playwright.expect(error).to_contain_text(told, timeout=PATIENCE)
+        playwright.expect(error).to_contain_text(f"{kind}.png", timeout=PATIENCE)
+        assert page.get_by_role("button", name="Fuse", exact=True).is_disabled()
+    drop(page, "#stage-box", *((f"{i}.png", b"x") for i in range(3)))
+    playwright.expect(page.locator("#job-error")).to_contain_text("expected two images")
+    # What follows a bad file is not spoilt by it; and a colour image in the fixed place is told, with a way out.
+    drop(page, ".drop[data-role=fixed]", ("a.png", SAMPLE.moving.read_bytes()))
+    drop(page, ".drop[data-role=moving]", ("b.png", SAMPLE.fixed.read_bytes()))
+    playwright.expect(page.locator("#job-error")).to_contain_text("swap the two images", timeout=PATIENCE)
+    page.get_by_role("button", name="swap").click()
+    page.get_by_role("button", name="Fuse", exact=True).click()
+    page.locator("body[data-complete]").wait_for()
+
+
+def test_a_page_of_another_origin_reaches_nothing(new_page: Callable[..., Any], serve: Callable[..., str]) -> None:
+    victim, other = serve(), serve()
+    page = new_page()
+    page.goto(other)
+    attempt = "async (url) => { try { return (await fetch(url)).status; } catch { return 'refused'; } }"
+    # The policy of the viewer's own page stops it at once; so ask from a page that has none.
+    blank = page.context.new_page()
+    blank.route("http://evil.example/", lambda route: route.fulfill(body="<p>hello", content_type="text/html"))
+    blank.goto("http://evil.example/")
+    assert blank.evaluate(attempt, f"{victim}api/results") == "refused"
+    assert blank.evaluate(attempt, f"{victim}static/icon.svg") == "refused"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 700])
+def test_the_page_fits_and_can_be_read(
+    new_page: Callable[..., Any], serve: Callable[..., str], scheme: str, width: int
+) -> None:
+    page = new_page(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(serve())
+    page.locator("#version", has_text="bsafusion").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("footer").inner_text().startswith("Research use only. Not for clinical use.")
+    brightness = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((a, b) => +a + +b, 0)"
+    assert (page.evaluate(brightness) > 380) == (scheme == "light")
+    other = "dark" if scheme == "light" else "light"
+    while page.evaluate("document.documentElement.dataset.theme") != other:
+        page.locator("#theme").click()
+    assert (page.evaluate(brightness) > 380) == (other == "light")
+
+
+def test_the_report_page_swipes_without_asking_anybody(new_page: Callable[..., Any], tmp_path: Path) -> None:
+    result = fuse(SAMPLE.fixed, SAMPLE.moving, model=load_model())
+    path = tmp_path / "report.html"
+    path.write_text(render(result.report, result.panels, result.expected_error), encoding="utf-8")
+    page = new_page()
+    page.goto(path.as_uri())
+    assert page.locator(".verdict").inner_text().lower().startswith(result.status)
+    over = page.locator(".pair .over")
+    for value, expected in ((30, "inset(0px 70% 0px 0px)"), (100, "inset(0px 0% 0px 0px)")):
+        page.get_by_label("Divider").fill(str(value))
+        assert over.evaluate("(e) => getComputedStyle(e).clipPath") == expected
+    box = page.locator(".pair").bounding_box()
+    page.mouse.move(box["x"] + 5, box["y"] + box["height"] * 0.8)  # the upper part may be scrolled away
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] * 0.8)
+    page.mouse.up()
+    assert page.get_by_label("Divider").input_value() == "25"
+    page.get_by_label("on the right").select_option("fused")
+    assert page.locator(".pair img").first.get_attribute("src") == page.locator("#fused").get_attribute("src")
+    assert all(url.startswith(("file:", "data:")) for url in page.asked)
+    page.emulate_media(media="print")
+    assert not page.locator("#swipe").is_visible()
+    assert page.locator("#fused").is_visible()
