@@ -28,7 +28,7 @@ from bsafusion.weights import FOLDER, file_sha256
 from pairs import hot, known_weights, pixels_of, scan, snapshot, write_picture, write_volume
 
 SHAPE = (81, 65)
-FILES = {"fused.png", "aligned.png", "deformation.nii.gz", "overview.png", "report.json"}
+FILES = {"fused.png", "aligned.png", "deformation.nii.gz", "overview.png", "report.html", "report.json"}
 COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
 AXIAL = np.diag([-1.0, -1.0, 5.0, 1.0])
 

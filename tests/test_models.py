@@ -390,7 +390,6 @@ def test_options_that_make_no_network_are_refused(kind: type, options: dict[str,
         kind(**options)
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="AlignmentCfg accepts them, the network does not")
 @pytest.mark.parametrize(
     "options",
     [

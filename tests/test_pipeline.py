@@ -34,7 +34,7 @@ from pairs import (
     write_volume,
 )
 
-FILES = {"fused.png", "aligned.png", "deformation.nii.gz", "overview.png", "report.json"}
+FILES = {"fused.png", "aligned.png", "deformation.nii.gz", "overview.png", "report.html", "report.json"}
 SHAPE = (81, 65)
 
 

@@ -32,6 +32,7 @@ from bsafusion.training import (
     alignment_score,
     learning_rate,
     load_checkpoint,
+    read_memory,
     save_checkpoint,
     start_from,
     step_generator,
@@ -348,7 +349,6 @@ def test_another_network_in_the_same_folder_is_refused(
         train(pairs_csv, out, model_cfg=same_shapes, cfg=SHORT)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="the weights are loaded before the options are compared")
 def test_a_network_of_other_shapes_in_the_same_folder_is_refused(
     finished: Finished, pairs_csv: Path, training_cfg: BSAFusionCfg
 ) -> None:
@@ -402,7 +402,6 @@ def test_the_shallow_features_are_trained_by_whoever_uses_them(
     assert not torch.equal(initial(training_cfg)["encoder.shallow.weight"], after["encoder.shallow.weight"])
 
 
-@pytest.mark.xfail(strict=True, reason="the whole encoder runs without gradients when fusion alone is trained")
 def test_fusion_trains_the_shallow_features_that_only_it_uses(
     pairs_csv: Path, tmp_path: Path, training_cfg: BSAFusionCfg
 ) -> None:
@@ -470,7 +469,8 @@ def test_a_checkpoint_brings_back_weights_and_moments(tmp_path: Path, training_c
     save_checkpoint(tmp_path / "c.safetensors", model, optimizer, memory)
     other = BSAFusion(training_cfg)
     fresh = torch.optim.AdamW([p for p in other.parameters() if p.requires_grad], lr=1e-2)
-    assert load_checkpoint(tmp_path / "c.safetensors", other, fresh) == memory
+    load_checkpoint(tmp_path / "c.safetensors", other, fresh)
+    assert read_memory(tmp_path / "c.safetensors") == memory
     # A second step depends on both moments and on the number of the step.
     for m, o in ((model, optimizer), (other, fresh)):
         one_step(m, o)

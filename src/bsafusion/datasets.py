@@ -65,6 +65,8 @@ def read_pairs(path: Path, *, split: str | None = None) -> list[Pair]:
             raise DatasetError(f"{path}: no column {', '.join(sorted(missing))} (found: {found}); add it to the header")
         pairs = []
         for number, row in enumerate(reader, start=2):
+            if not all(row[column] for column in ("task", "fixed", "moving")):
+                raise DatasetError(f"{path}, line {number}: task, fixed or moving is empty; fill in all three")
             task = row["task"].lower()
             if task not in TASKS:
                 raise DatasetError(f"{path}, line {number}: unknown task {row['task']!r}; expected {', '.join(TASKS)}")
@@ -236,7 +238,9 @@ class Mix:
 
     def __post_init__(self) -> None:
         unknown = [name for name, _ in self.misalignments if name not in MISALIGNMENTS]
-        if unknown or not self.misalignments:
+        if sum(share for _, share in self.misalignments) <= 0:
+            raise ValueError(f"misalignments {self.misalignments}: expected at least one share above 0")
+        if unknown:
             raise ValueError(f"unknown misalignment {unknown}; expected {', '.join(MISALIGNMENTS)}")
 
 

@@ -61,11 +61,16 @@ def sample(image: Tensor, points: Tensor, *, mode: Mode = "bilinear", padding: P
             f"image {tuple(image.shape)} and points {tuple(points.shape)} do not belong together: "
             "expected the same batch size and the same number of spatial axes"
         )
+    if not image.is_floating_point():
+        raise ValueError(f"image holds {image.dtype}; expected floating point: convert it (labels too) and use nearest")
     sizes = image.shape[2:]
     # grid_sample wants (x, y[, z]) in [-1, 1]; an axis of one voxel has only the coordinate 0.
     unit = [points[:, d] * (2.0 / max(sizes[d] - 1, 1)) - 1.0 for d in reversed(range(len(spatial)))]
     grid = torch.stack(unit, dim=-1)
-    return F.grid_sample(image, grid.to(image.dtype), mode=mode, padding_mode=padding, align_corners=True)
+    # In half precision coordinates would be off by pixels, so both are brought to the wider type.
+    wide = torch.promote_types(image.dtype, grid.dtype)
+    values = F.grid_sample(image.to(wide), grid.to(wide), mode=mode, padding_mode=padding, align_corners=True)
+    return values.to(image.dtype)
 
 
 def warp(image: Tensor, displacement: Tensor, *, mode: Mode = "bilinear", padding: Padding = "border") -> Tensor:

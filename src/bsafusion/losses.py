@@ -145,10 +145,12 @@ def smoothness(field: Tensor) -> Tensor:
     return down.square().mean() + right.square().mean()
 
 
-def smooth_loss(alignment: Alignment, coarse_to_fine: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0)) -> Tensor:
-    """L_smooth: step fields, weighted from coarse to fine, and the total field."""
-    weights = coarse_to_fine[-len(alignment.steps) :]
-    steps = [w * smoothness(step.velocity) for w, step in zip(weights, alignment.steps, strict=True)]
+STEP_SMOOTHNESS = {"affine": 0.0, "1/16": 1e-4, "1/8": 1e-3, "1/4": 1e-2, "1/2": 0.1, "1/1": 1.0}
+
+
+def smooth_loss(alignment: Alignment) -> Tensor:
+    """L_smooth: the step fields, finer ones weighted more, and the total field."""
+    steps = [STEP_SMOOTHNESS[step.name] * smoothness(step.velocity) for step in alignment.steps]
     return torch.stack([*steps, smoothness(alignment.displacement)]).sum()
 
 

@@ -31,6 +31,7 @@ from bsafusion.preprocessing import (
     total_field,
 )
 from bsafusion.report import Evidence, checkerboard, deformed_grid, describe, overview, verdict
+from bsafusion.report_page import render
 
 Array = NDArray[np.float32]
 AUTO = "auto"
@@ -118,8 +119,9 @@ class FusionResult:
     def save(self, out: str | Path, *, overwrite: bool = False) -> Path:
         """Write the result folder, whole or not at all; returns it.
 
-        ``fused.png``, ``aligned.png``, ``deformation.nii.gz``, ``overview.png``, ``report.json``; where the fixed image
-        has millimetres also ``fused.nii.gz`` and ``aligned.nii.gz`` with its geometry and the moving image's values.
+        ``fused.png``, ``aligned.png``, ``deformation.nii.gz``, ``overview.png``, ``report.html`` and ``report.json``;
+        where the fixed image has millimetres also ``fused.nii.gz`` and ``aligned.nii.gz`` with its geometry and the
+        moving image's values.
 
         Raises:
             FileExistsError: ``out`` exists and holds something else than a result, or may not be overwritten.
@@ -139,6 +141,8 @@ class FusionResult:
                     )
             write_deformation(folder / "deformation.nii.gz", self.field)
             overview(self.panels, self.status, self.reasons).save(folder / "overview.png")
+            page = render(self.report, self.panels, self.expected_error)
+            (folder / "report.html").write_text(page, encoding="utf-8")
             write_json(folder / "report.json", self.report)
         return Path(out)
 

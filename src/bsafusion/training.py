@@ -34,6 +34,9 @@ from bsafusion.models.bsafusion import PRESETS, BSAFusion, BSAFusionCfg, working
 Parts = Literal["all", "alignment", "fusion"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
+FUSION_PARAMETERS = ("fusion.", "encoder.shallow.")
+"""Names of the parameters that serve fusion alone."""
+
 
 @dataclass(frozen=True)
 class TrainingCfg:
@@ -114,12 +117,21 @@ def average_gradients(parameters: list[torch.nn.Parameter], world: int) -> None:
     """Mean of the gradients over all processes, in one exchange."""
     if world == 1:
         return
-    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = torch.cat([g.flatten() for g in grads])
+    reached = [p for p in parameters if p.grad is not None]
+    flat = torch.cat([p.grad.flatten() for p in reached if p.grad is not None])
     dist.all_reduce(flat)
     flat /= world
-    for p, g in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
+    for p, g in zip(reached, torch.split(flat, [p.numel() for p in reached]), strict=True):
         p.grad = g.view_as(p)
+
+
+def mean_over_processes(value: Tensor) -> float:
+    """The mean of one number over all processes, the same on each."""
+    if dist.is_available() and dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value)
+        value = value / dist.get_world_size()
+    return float(value)
 
 
 # --- one step -------------------------------------------------------------------------------------
@@ -144,6 +156,8 @@ class Objective:
                 matched = model.match(batch.fixed, moving)
             alignment = matched.alignment
             if fusing:
+                if not aligning:  # with gradients: the shallow features of the default preset serve fusion alone
+                    matched = model.see_again(batch.fixed, moving, matched)
                 field = alignment.displacement
                 if truly_aligned:
                     field = torch.zeros_like(field)
@@ -172,7 +186,7 @@ class Objective:
             unlike_fixed = (1 - losses.ssim(fused, batch.fixed)).mean()
             unlike_moving = (1 - losses.ssim(fused, shown)).mean()
             terms["structure"] = unlike_fixed + self.mu * unlike_moving
-            ratio = float(unlike_moving.detach() / unlike_fixed.detach().clamp(min=1e-6))
+            ratio = mean_over_processes(unlike_moving.detach() / unlike_fixed.detach().clamp(min=1e-6))
             self.mu = 0.999 * self.mu + 0.001 * min(max(ratio, 0.2), 5.0)
             terms["gradient"] = losses.gradient_loss(fused, batch.fixed, shown)
             terms["intensity"] = losses.intensity_loss(fused, batch.fixed, shown)
@@ -226,8 +240,8 @@ def alignment_score(figures: dict[str, float]) -> float:
 @torch.inference_mode()
 def fusion_score(objective: Objective, data: PairSet, *, device: torch.device) -> float:
     """The weighted fusion loss on the validation pairs, misaligned as in the paper; smaller is better."""
-    model, mu = objective.model, objective.mu
-    values = []
+    model, values = objective.model, []
+    was_training = model.training
     for start in range(0, len(data), 4):
         indices = list(range(start, min(start + 4, len(data))))
         b = datasets.validation_batch(data, indices, MISALIGNMENTS["paper"], draw=0, device=device)
@@ -238,8 +252,7 @@ def fusion_score(objective: Objective, data: PairSet, *, device: torch.device) -
             + w.gradient * losses.gradient_loss(out.fused, b.fixed, out.aligned)
             + w.intensity * losses.intensity_loss(out.fused, b.fixed, out.aligned)
         )
-    objective.mu = mu
-    model.train()
+    model.train(was_training)
     return float(torch.stack(values).mean())
 
 
@@ -272,14 +285,27 @@ def save_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimiz
         save_file(tensors, aside, metadata={"memory": json.dumps(memory)})
 
 
-def load_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The inverse of :func:`save_checkpoint`; returns the memory. Raises ``ValueError`` for a damaged file."""
+def _open_checkpoint(path: Path) -> Any:
     try:
-        with safe_open(path, "pt") as file:
-            memory: dict[str, Any] = json.loads((file.metadata() or {})["memory"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, KeyError) as error:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
         raise ValueError(f"{path}: not a checkpoint ({error}); remove it to start the run anew") from error
+
+
+def read_memory(path: Path) -> dict[str, Any]:
+    """What the loop remembered. Raises ``ValueError`` for a file that is damaged or no checkpoint."""
+    with _open_checkpoint(path) as file:
+        metadata = file.metadata() or {}
+    if "memory" not in metadata:
+        raise ValueError(f"{path}: not a checkpoint (no memory in it); remove it to start the run anew")
+    memory: dict[str, Any] = json.loads(metadata["memory"])
+    return memory
+
+
+def load_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimizer) -> None:
+    """Fill model and optimizer from :func:`save_checkpoint`'s file."""
+    with _open_checkpoint(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -287,7 +313,6 @@ def load_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimiz
             _, index, name = key.split(".", 2)
             state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return memory
 
 
 def start_from(model: BSAFusion, path: str) -> list[str]:
@@ -346,14 +371,10 @@ def train(
         if init:
             start_from(model, init)
         model = model.to(where).train()
-        frozen = {
-            "alignment": ("fusion.",),
-            "fusion": ("encoder.levels.", "representation.", "alignment."),
-            "all": (),
-        }
         for name, parameter in model.named_parameters():
-            if name.startswith((*frozen[cfg.parts], "representation.judge.")):
-                parameter.requires_grad_(False)
+            for_fusion = name.startswith(FUSION_PARAMETERS)
+            wanted = cfg.parts == "all" or (cfg.parts == "fusion") == for_fusion
+            parameter.requires_grad_(wanted and not name.startswith("representation.judge."))
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay)
         objective = Objective(model, cfg)
@@ -366,7 +387,7 @@ def train(
         options = json.loads(json.dumps({"training": asdict(cfg), "model": model_cfg.to_dict(), "init": init}))
         step, best = 0, float("inf")
         if checkpoint.is_file():
-            memory = load_checkpoint(checkpoint, model, optimizer)
+            memory = read_memory(checkpoint)
             if memory["options"] != options:
                 changed = sorted(
                     k for k in options["training"] if memory["options"]["training"].get(k) != options["training"][k]
@@ -375,6 +396,7 @@ def train(
                     f"{out} holds a run with other options ({', '.join(changed) or 'model or init'} differ); "
                     "choose another folder or the same options"
                 )
+            load_checkpoint(checkpoint, model, optimizer)
             step, best, objective.mu = memory["step"], memory["best"], memory["mu"]
         out.mkdir(parents=True, exist_ok=True)
         board = _Board(out) if rank == 0 else None
@@ -392,8 +414,9 @@ def train(
                 figures=figures,
             )
 
+        last = cfg.steps if until is None else min(cfg.steps, until)
         started, first = time.perf_counter(), step
-        while step < min(cfg.steps, until or cfg.steps):
+        while step < last:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, cfg)
             generator = step_generator(cfg.seed, step, rank, where)
@@ -410,7 +433,7 @@ def train(
             torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
             optimizer.step()
             step += 1
-            if rank == 0 and board is not None:
+            if board is not None:
                 figures |= {name: float(term.detach()) for name, term in terms.items()}
                 figures |= {
                     "loss": float(loss.detach()),
@@ -433,13 +456,14 @@ def train(
                     if score < best:
                         best = score
                         keep("best", measured)
-                if step % cfg.checkpoint_every == 0 or step == min(cfg.steps, until or cfg.steps):
+                if step % cfg.checkpoint_every == 0 or step == last:
                     memory = {"options": options, "step": step, "best": best, "mu": objective.mu}
                     save_checkpoint(checkpoint, model, optimizer, memory)
             if world > 1:
                 dist.barrier()  # the others wait while the first validates
-        if rank == 0:
+        if board is not None:
             keep("last", {})
+            board.close()
         return out / ("best.safetensors" if (out / "best.safetensors").is_file() else "last.safetensors")
 
 
@@ -464,6 +488,10 @@ class _Board:
             for name, value in figures.items():
                 self.writer.add_scalar(f"{kind}/{name}", value, step)
             self.writer.flush()
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
 
     def picture(self, step: int, grid: Tensor) -> None:
         write_image(self.out / f"val_{step:06d}.png", grid.numpy()[None], value_range=(0, 1))

@@ -118,7 +118,7 @@ def load(name_or_path: str = DEFAULT, *, device: str = "cpu") -> tuple[BSAFusion
     try:
         model = BSAFusion(BSAFusionCfg.from_dict(dict(record.config)))
         model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         first = str(error).strip().splitlines()[0]
         raise WeightsError(f"{path}: does not fit the network that its record describes ({first})") from error
     # Convolutions on a CPU are faster with the channels last.

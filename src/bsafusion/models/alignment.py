@@ -93,15 +93,27 @@ class AlignmentCfg:
     def __post_init__(self) -> None:
         if not 1 <= len(self.steps) <= 5 or any(s not in STEP_STRIDES for s in self.steps):
             raise ValueError(f"steps {self.steps}: expected one to five of {', '.join(STEP_STRIDES)}")
-        strides = [STEP_STRIDES[s] for s in self.steps]
-        if strides != sorted(strides, reverse=True):
-            raise ValueError(f"steps {self.steps} do not go from coarse to fine; order them as {tuple(STEP_STRIDES)}")
+        places = [tuple(STEP_STRIDES).index(s) for s in self.steps]
+        if any(later <= earlier for earlier, later in pairwise(places)):
+            raise ValueError(
+                f"steps {self.steps}: expected each once, from coarse to fine, as in {tuple(STEP_STRIDES)}"
+            )
+        if self.kind not in ("attention", "matching"):
+            raise ValueError(f"kind {self.kind!r}: expected attention or matching")
         if self.direction not in get_args(Direction):
             raise ValueError(f"direction {self.direction!r}: expected one of {', '.join(get_args(Direction))}")
         if self.kind == "attention" and "affine" in self.steps:
             raise ValueError("the attention preset has no affine step; start its steps at 1/16")
         if len(self.hidden) < len(self.steps) or len(self.radius) < len(self.steps):
             raise ValueError("hidden and radius need one value for each step")
+        if self.kind == "matching":
+            if "1/1" in self.steps:
+                raise ValueError(f"steps {self.steps}: matching has no descriptors at 1/1; expected steps down to 1/2")
+            widths = [self.descriptors, *(h for s, h in zip(self.steps, self.hidden, strict=False) if s != "affine")]
+            if any(w < 8 or w % 8 for w in widths):
+                raise ValueError(
+                    f"descriptors and hidden {widths}: expected multiples of 8, the size of a norm's group"
+                )
 
 
 def _share(direction: Direction) -> tuple[float, float]:
@@ -327,8 +339,8 @@ class MatchingAlignment(nn.Module):
             if name == "affine":
                 velocity, logits = step(a, b)
             else:
-                a = warp(a.float(), field_fixed).to(a.dtype)
-                b = warp(b.float(), field_moving).to(b.dtype)
+                a = warp(a, field_fixed)
+                b = warp(b, field_moving)
                 velocity, log_error, logits = step(a, b)
             field_fixed = compose(field_fixed, share_fixed * velocity)
             field_moving = compose(field_moving, share_moving * velocity)
@@ -441,7 +453,7 @@ class AttentionAlignment(nn.Module):
                 for own in self.sides
             }
             for own, step in found.items():
-                features[own] = warp(features[own].float(), step).to(features[own].dtype)
+                features[own] = warp(features[own], step)
                 totals[own] = totals[own] + step
             total = totals["moving"] - totals["fixed"]
             steps.append(Step(name, zero, total, total - before, None, (zero, before)))

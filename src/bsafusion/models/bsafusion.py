@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bsafusion.deformation import resize_field, warp
-from bsafusion.models.alignment import Alignment, AlignmentCfg, build_alignment
+from bsafusion.models.alignment import STEP_STRIDES, Alignment, AlignmentCfg, build_alignment
 from bsafusion.models.encoder import STRIDE, EncoderCfg, Features, build_encoder
 from bsafusion.models.fusion import Fusion, FusionCfg
 from bsafusion.models.layers import resize
@@ -39,6 +39,16 @@ class BSAFusionCfg:
             raise ValueError(
                 f"the encoder makes tokens of {self.encoder.widths[-1]} channels, "
                 f"MDF-FR expects {self.representation.dim}: set them equal"
+            )
+        if self.alignment.kind == "attention":
+            if self.alignment.steps[0] != "1/16" or self.alignment.hidden[0] != self.representation.dim:
+                raise ValueError(
+                    f"attention starts on the tokens: its first step must be 1/16 (not {self.alignment.steps[0]}) "
+                    f"with {self.representation.dim} channels (not {self.alignment.hidden[0]})"
+                )
+        elif self.encoder.kind == "restormer" and any(STEP_STRIDES[s] < STRIDE for s in self.alignment.steps):
+            raise ValueError(
+                "matching below 1/16 needs the pyramid encoder; leave those steps out or change the encoder"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,10 +176,11 @@ class BSAFusion(nn.Module):
 
     def match(self, fixed: Tensor, moving: Tensor) -> Matched:
         """Stages 1 to 3 for two images ``B 1 H W``."""
-        if fixed.shape != moving.shape or fixed.dim() != 4 or fixed.shape[1] != 1:
+        if fixed.shape != moving.shape or fixed.dim() != 4 or fixed.shape[1] != 1 or min(fixed.shape[-2:]) < 32:
             raise ValueError(
                 f"fixed {tuple(fixed.shape)} and moving {tuple(moving.shape)}: expected both as B 1 H W of "
-                "the same size; bring the moving image to the fixed grid first (preprocessing.match_grids)"
+                "one size, 32 pixels a side or more; bring the moving image to the fixed grid first "
+                "(preprocessing.match_grids)"
             )
         count = len(fixed)
         both = self.encode(torch.cat([fixed, moving]))
@@ -181,6 +192,13 @@ class BSAFusion(nn.Module):
         alignment = self.alignment(features_fixed, features_moving, representation, grid)
         return Matched(features_fixed, features_moving, representation, alignment)
 
+    def see_again(self, fixed: Tensor, moving: Tensor, matched: Matched) -> Matched:
+        """``matched`` with the shallow features computed anew, to train them while the rest stays as it is."""
+        shallow_fixed, shallow_moving = self.encoder.see(torch.cat([fixed, moving])).chunk(2)
+        return matched._replace(
+            fixed=matched.fixed._replace(shallow=shallow_fixed), moving=matched.moving._replace(shallow=shallow_moving)
+        )
+
     def fuse(self, fixed: Tensor, moving: Tensor, matched: Matched, displacement: Tensor) -> tuple[Tensor, Tensor]:
         """Stage 4: the fused and the aligned image, ``B 1 H W``, under a field on the encoder's grid."""
         shape = (fixed.shape[-2], fixed.shape[-1])
@@ -189,7 +207,7 @@ class BSAFusion(nn.Module):
         running = resize(self._crop(resize(running, (displacement.shape[-2], displacement.shape[-1])), shape), shape)
         full = resize_field(self._crop(displacement, shape), shape=shape)
         aligned = warp(moving, full, padding="zeros")  # beyond the moving frame there is background
-        shallow_moving = warp(features[1].shallow.float(), full).to(features[1].shallow.dtype)
+        shallow_moving = warp(features[1].shallow, full)
         return self.fusion.draw(fixed, aligned, (features[0].shallow, shallow_moving), running), aligned
 
     def forward(self, fixed: Tensor, moving: Tensor) -> Output:
@@ -205,5 +223,5 @@ class BSAFusion(nn.Module):
 
     @torch.inference_mode()
     def predict(self, fixed: Tensor, moving: Tensor) -> Output:
-        """:meth:`forward` for inference."""
+        """:meth:`forward` for inference; puts the network in evaluation mode."""
         return self.eval()(fixed, moving)  # type: ignore[no-any-return]

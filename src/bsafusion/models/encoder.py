@@ -50,6 +50,8 @@ class EncoderCfg:
     widths: tuple[int, ...] = (24, 48, 64, 96)
 
     def __post_init__(self) -> None:
+        if self.kind not in ("restormer", "pyramid"):
+            raise ValueError(f"kind {self.kind!r}: expected restormer or pyramid")
         expected = 1 if self.kind == "restormer" else 4
         if len(self.widths) != expected or any(w % 8 for w in self.widths):
             raise ValueError(f"widths {self.widths}: a {self.kind} encoder takes {expected}, each a multiple of 8")

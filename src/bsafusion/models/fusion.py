@@ -40,6 +40,10 @@ class FusionCfg:
     hidden: int = 12
 
     def __post_init__(self) -> None:
+        if self.kind not in ("restormer", "weights"):
+            raise ValueError(f"kind {self.kind!r}: expected restormer or weights")
+        if self.inner and len(self.inner) < self.blocks:
+            raise ValueError(f"inner {self.inner} for {self.blocks} blocks: expected one value each")
         if not 1 <= self.blocks <= len(BLOCK_STRIDES) or len(self.widths) < self.blocks:
             raise ValueError(f"blocks {self.blocks} with widths {self.widths}: expected 1 to 4 blocks, one width each")
 
@@ -122,7 +126,7 @@ class Fusion(nn.Module):
                 a, b = (self.raised[str(stride)](resize(t, grid)) for t in plain)
             else:
                 a, b = fixed[stride], moving[stride]
-            b = warp(b.float(), resize_field(displacement, shape=grid)).to(a.dtype)
+            b = warp(b, resize_field(displacement, shape=grid))
             running = block(a, b) if running is None else block(a, b, resize(running, grid))
         assert running is not None
         return running
