@@ -238,10 +238,11 @@ class Mix:
 
     def __post_init__(self) -> None:
         unknown = [name for name, _ in self.misalignments if name not in MISALIGNMENTS]
-        if sum(share for _, share in self.misalignments) <= 0:
-            raise ValueError(f"misalignments {self.misalignments}: expected at least one share above 0")
-        if unknown:
-            raise ValueError(f"unknown misalignment {unknown}; expected {', '.join(MISALIGNMENTS)}")
+        if unknown or sum(share for _, share in self.misalignments) <= 0:
+            raise ValueError(
+                f"misalignments {self.misalignments}: expected {', '.join(MISALIGNMENTS)}, "
+                "at least one with a share above 0"
+            )
 
 
 def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *, device: torch.device) -> Batch:
