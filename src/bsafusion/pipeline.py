@@ -209,7 +209,7 @@ def fuse(
         unit = torch.from_numpy(np.clip(fit_intensity(moving).to_unit(aligned), 0, 1).astype(np.float32))
         _, chroma = split_colour(unit)
         fused = recolour(fused, chroma)
-    evidence = _evidence(out, luma_fixed, luma_moving)
+    evidence = measure_evidence(out, luma_fixed)
     status, reasons = verdict(evidence, max(shape))
     chosen, how = _task(task, moving, out)
     options = {
@@ -290,7 +290,8 @@ def _task(task: str, moving: Image, out: Output) -> tuple[str, str]:
     return name, f"network ({float(odds[index]):.0%} sure)"
 
 
-def _evidence(out: Output, luma_fixed: Array, luma_moving: Array) -> Evidence:
+def measure_evidence(out: Output, luma_fixed: Array) -> Evidence:
+    """The evidence of one network output (batch of one) for a fixed luminance ``H W`` in [0, 1]."""
     alignment = out.alignment
     displacement = alignment.displacement.float().cpu()
     mask = torch.from_numpy(head_mask(luma_fixed * 255))
