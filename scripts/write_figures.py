@@ -33,10 +33,10 @@ def suites_table(found: dict[str, Any]) -> str:
     ]
     for suite, words in SUITES.items():
         rows = [found["suites"][f"{suite}/{task}"] for task in TASKS]
-        cells = [f"{row['before']:.2f} → **{row['error']:.2f}**" for row in rows]
+        cells = [f"{row['before']:.2f} → **{row['error']:.2f}** ({row['seen']:.2f})" for row in rows]
         consistency = sum(row["consistency"] for row in rows) / len(rows)
         folded = max(row["folds"] for row in rows)
-        lines.append(f"| `{suite}`: {words} | {' | '.join(cells)} | {consistency:.2f} | {folded:.0e} |")
+        lines.append(f"| `{suite}`: {words} | {' | '.join(cells)} | {consistency:.2f} | {folded:.2%} |")
     return "\n".join(lines)
 
 
@@ -54,7 +54,8 @@ def main() -> None:
     speed = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
     seconds, peak = speed["seconds"], speed["peak_mb"]
     text = f"""\
-Mean endpoint error inside the head in pixels, before → after; {alignment["draws"]} draws of each of the 20 `{alignment["split"]}` pairs
+Mean endpoint error inside the head in pixels, before → **after** (after, where the moving image shows anything at all: a
+PET slice often fills only a part of the head, and nothing can be seen of the rest); {alignment["draws"]} draws of each of the 20 `{alignment["split"]}` pairs
 a task, 256x256, fixed seeds, reference: the moving image before it was deformed. The atlas pairs themselves are aligned
 to about 1 to 3 px only, which is a floor of this figure; *consistency* is the mean distance of a pair's draws from their
 mean, which that misalignment does not enter. Train and `val` are other slices of the same patients, as in the paper.

@@ -50,9 +50,9 @@ def small_cfg() -> BSAFusionCfg:
         alignment=AlignmentCfg(
             steps=("affine", "1/16", "1/8", "1/4", "1/2"),
             layers=1,
-            hidden=(0, 8, 8, 8, 8),
+            hidden=(0, 8, 8, 8, 8, 8),
             descriptors=8,
-            radius=(0, 2, 2, 2, 1),
+            radius=(0, 2, 2, 2, 1, 1),
         ),
         fusion=FusionCfg(widths=(8, 8, 8, 8), hidden=4),
         working_side=81,

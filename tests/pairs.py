@@ -31,7 +31,7 @@ SMALL_CFG = BSAFusionCfg(
     encoder=EncoderCfg(shallow=4, widths=(8, 8, 8, 16)),
     representation=RepresentationCfg(dim=16, heads=2, mlp_dim=16, blocks=1, transfer_blocks=1),
     alignment=AlignmentCfg(
-        steps=("1/16",), direction="forward", layers=1, hidden=(8,), descriptors=8, radius=(RADIUS,)
+        steps=("1/16",), direction="forward", layers=1, hidden=(0, 8), descriptors=8, radius=(0, RADIUS)
     ),
     fusion=FusionCfg(widths=(8, 8, 8, 8), hidden=4),
     working_side=WORKING_SIDE,

@@ -17,7 +17,7 @@ from bsafusion.pipeline import Model, RequestError, fuse
 from pairs import hot, known_model, known_weights, scan, snapshot, write_picture
 
 SHAPE = (81, 65)
-FILES = {"fused.png", "aligned.png", "deformation.nii.gz", "overview.png", "report.json"}
+FILES = {"fused.png", "aligned.png", "deformation.nii.gz", "overview.png", "report.html", "report.json"}
 
 
 @pytest.fixture(scope="module")

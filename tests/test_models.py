@@ -43,7 +43,7 @@ def small_paper() -> BSAFusionCfg:
         encoder=EncoderCfg(kind="restormer", shallow=4, widths=(16,)),
         representation=RepresentationCfg(dim=16, heads=2, mlp_dim=16, transfer_per_modality=True, position_grid=5),
         alignment=AlignmentCfg(
-            kind="attention", steps=("1/16", "1/8", "1/4", "1/2", "1/1"), layers=1, hidden=(16, 8, 8, 4, 4)
+            kind="attention", steps=("1/16", "1/8", "1/4", "1/2", "1/1"), layers=1, hidden=(0, 16, 8, 8, 4, 4)
         ),
         fusion=FusionCfg(kind="restormer", widths=(8, 8, 4, 4), inner=(8, 8, 4, 4)),
         working_side=81,
@@ -373,8 +373,8 @@ def test_options_survive_json(cfg: BSAFusionCfg) -> None:
         (AlignmentCfg, {"steps": ("1/4", "1/8")}, "coarse to fine"),
         (AlignmentCfg, {"direction": "backward"}, "both, forward, reverse"),
         (AlignmentCfg, {"kind": "attention"}, "no affine step"),
-        (AlignmentCfg, {"hidden": (8,)}, "one value for each step"),
-        (AlignmentCfg, {"radius": (3,)}, "one value for each step"),
+        (AlignmentCfg, {"hidden": (8,)}, "expected a value for each of"),
+        (AlignmentCfg, {"radius": (3,)}, "expected a value for each of"),
         (EncoderCfg, {"widths": (8, 8, 8)}, "takes 4"),
         (EncoderCfg, {"widths": (8, 8, 8, 12)}, "multiple of 8"),
         (EncoderCfg, {"kind": "restormer"}, "takes 1"),
@@ -396,7 +396,7 @@ def test_options_that_make_no_network_are_refused(kind: type, options: dict[str,
         {"steps": ("1/16", "affine")},  # the affine step would look at features that were not warped
         {"steps": ("1/8", "1/8")},  # two steps of one name share their weights
         {"steps": ("1/16", "1/1")},  # the pyramid has no descriptors at full resolution
-        {"steps": ("1/16",), "hidden": (4,)},  # groups of eight channels
+        {"steps": ("1/16",), "hidden": (0, 4)},  # groups of eight channels
         {"descriptors": 12, "kind": "correlation"},
     ],
 )

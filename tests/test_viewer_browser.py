@@ -65,8 +65,32 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def new_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Pages that remember what they asked for and what went wrong on them; a problem fails the test."""
+def serve() -> Iterator[Callable[..., str]]:
+    """``serve(*roots)`` starts a viewer with the shipped weights and gives its address."""
+    started: list[tuple[Any, threading.Thread, Any]] = []
+
+    def begin(*roots: Path, **options: Any) -> str:
+        listener = server.listen(0)
+        viewer = server.build_server(server.ViewerCfg(roots=roots, **options), listener)
+        thread = threading.Thread(target=server.run, args=(viewer, listener))
+        thread.start()
+        started.append((viewer, thread, listener))
+        return server.address(listener)
+
+    yield begin
+    for viewer, thread, listener in started:
+        viewer.should_exit = True
+        thread.join(60)
+        listener.close()
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def new_page(browser: Any, serve: Callable[..., str]) -> Iterator[Callable[..., Any]]:
+    """Pages that remember what they asked for and what went wrong on them; a problem fails the test.
+
+    They close before the viewers that they look at, hence ``serve``.
+    """
     contexts, problems, asked = [], [], []
 
     def build(**options: Any) -> Any:
@@ -88,27 +112,6 @@ def new_page(browser: Any) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert problems == []
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., str]]:
-    """``serve(*roots)`` starts a viewer with the shipped weights and gives its address."""
-    started: list[tuple[Any, threading.Thread, Any]] = []
-
-    def begin(*roots: Path, **options: Any) -> str:
-        listener = server.listen(0)
-        viewer = server.build_server(server.ViewerCfg(roots=roots, **options), listener)
-        thread = threading.Thread(target=server.run, args=(viewer, listener))
-        thread.start()
-        started.append((viewer, thread, listener))
-        return server.address(listener)
-
-    yield begin
-    for viewer, thread, listener in started:
-        viewer.should_exit = True
-        thread.join(60)
-        listener.close()
-        assert not thread.is_alive()
 
 
 def drop(page: Any, target: str, *files: tuple[str, bytes]) -> None:

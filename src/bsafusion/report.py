@@ -74,7 +74,7 @@ def verdict(evidence: Evidence, longer_side: int, limits: Limits | None = None) 
                 f"the aligned images have a descriptor similarity of {after:.2f}; at least "
                 f"{limits.similarity_after:.2f} is expected of images of one head"
             )
-        if after < before - 0.02:
+        if after < before - 0.05:
             reasons.append(f"alignment lowered the descriptor similarity from {before:.2f} to {after:.2f}")
     if evidence.displacement_max > limits.displacement_max * longer_side:
         reasons.append(

@@ -77,18 +77,18 @@ class AlignmentCfg:
         steps: names of the steps, coarse to fine; one to five.
         direction: who moves: ``both``, the moving image (``forward``) or the fixed one (``reverse``).
         layers: convolutional layers in each step.
-        hidden: channels of those layers per step; values beyond the last step are not used.
+        hidden: channels of those layers, one value for each name in ``STEP_STRIDES``, taken or not (affine has none).
         descriptors: channels of a unit-length descriptor (matching only).
-        radius: of the local correlation window per step, in voxels of the step's grid (matching only).
+        radius: of the local correlation window, in voxels of the step's grid, likewise (matching only).
     """
 
     kind: Literal["attention", "matching"] = "matching"
     steps: tuple[str, ...] = ("affine", "1/16", "1/8", "1/4")
     direction: Direction = "both"
     layers: int = 2
-    hidden: tuple[int, ...] = (0, 64, 64, 48, 24)
+    hidden: tuple[int, ...] = (0, 64, 64, 48, 24, 8)
     descriptors: int = 32
-    radius: tuple[int, ...] = (0, 3, 3, 3, 2)
+    radius: tuple[int, ...] = (0, 3, 3, 3, 2, 1)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.steps) <= 5 or any(s not in STEP_STRIDES for s in self.steps):
@@ -104,16 +104,24 @@ class AlignmentCfg:
             raise ValueError(f"direction {self.direction!r}: expected one of {', '.join(get_args(Direction))}")
         if self.kind == "attention" and "affine" in self.steps:
             raise ValueError("the attention preset has no affine step; start its steps at 1/16")
-        if len(self.hidden) < len(self.steps) or len(self.radius) < len(self.steps):
-            raise ValueError("hidden and radius need one value for each step")
+        if len(self.hidden) <= places[-1] or len(self.radius) <= places[-1]:
+            raise ValueError(
+                f"hidden {self.hidden} and radius {self.radius}: expected a value for each of {tuple(STEP_STRIDES)}, "
+                f"at least to {self.steps[-1]}"
+            )
         if self.kind == "matching":
             if "1/1" in self.steps:
                 raise ValueError(f"steps {self.steps}: matching has no descriptors at 1/1; expected steps down to 1/2")
-            widths = [self.descriptors, *(h for s, h in zip(self.steps, self.hidden, strict=False) if s != "affine")]
+            widths = [self.descriptors, *(self.of(self.hidden, s) for s in self.steps if s != "affine")]
             if any(w < 8 or w % 8 for w in widths):
                 raise ValueError(
                     f"descriptors and hidden {widths}: expected multiples of 8, the size of a norm's group"
                 )
+
+    @staticmethod
+    def of(values: tuple[int, ...], name: str) -> int:
+        """The value of a step in ``hidden`` or ``radius``."""
+        return values[tuple(STEP_STRIDES).index(name)]
 
 
 def _share(direction: Direction) -> tuple[float, float]:
@@ -253,9 +261,9 @@ class MatchingStep(nn.Module):
 
     CONTEXT = 8
 
-    def __init__(self, cfg: AlignmentCfg, index: int) -> None:
+    def __init__(self, cfg: AlignmentCfg, name: str) -> None:
         super().__init__()
-        self.radius, hidden = cfg.radius[index], cfg.hidden[index]
+        self.radius, hidden = cfg.of(cfg.radius, name), cfg.of(cfg.hidden, name)
         self.direction = cfg.direction
         span = 2 * self.radius + 1
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
@@ -312,8 +320,8 @@ class MatchingAlignment(nn.Module):
         self.descriptors = Descriptors(cfg, widths)
         self.steps = nn.ModuleDict(
             {
-                name.replace("/", "_"): AffineStep() if name == "affine" else MatchingStep(cfg, i)
-                for i, name in enumerate(cfg.steps)
+                name.replace("/", "_"): AffineStep() if name == "affine" else MatchingStep(cfg, name)
+                for name in cfg.steps
             }
         )
 
@@ -427,7 +435,7 @@ class AttentionAlignment(nn.Module):
     def __init__(self, cfg: AlignmentCfg) -> None:
         super().__init__()
         self.cfg = cfg
-        widths = cfg.hidden[: len(cfg.steps)]
+        widths = [cfg.of(cfg.hidden, name) for name in cfg.steps]
         self.up = nn.ModuleList(UpBlock(c_in, c_out) for c_in, c_out in pairwise(widths))
         sides = {"both": ("moving", "fixed"), "forward": ("moving",), "reverse": ("fixed",)}[cfg.direction]
         self.sides = nn.ModuleDict({s: nn.ModuleList(AttentionLayer(c, cfg.layers) for c in widths) for s in sides})

@@ -41,10 +41,11 @@ class BSAFusionCfg:
                 f"MDF-FR expects {self.representation.dim}: set them equal"
             )
         if self.alignment.kind == "attention":
-            if self.alignment.steps[0] != "1/16" or self.alignment.hidden[0] != self.representation.dim:
+            channels = self.alignment.of(self.alignment.hidden, "1/16")
+            if self.alignment.steps[0] != "1/16" or channels != self.representation.dim:
                 raise ValueError(
                     f"attention starts on the tokens: its first step must be 1/16 (not {self.alignment.steps[0]}) "
-                    f"with {self.representation.dim} channels (not {self.alignment.hidden[0]})"
+                    f"with {self.representation.dim} channels (not {channels})"
                 )
         elif self.encoder.kind == "restormer" and any(STEP_STRIDES[s] < STRIDE for s in self.alignment.steps):
             raise ValueError(
@@ -81,7 +82,7 @@ def paper() -> BSAFusionCfg:
             kind="attention",
             steps=("1/16", "1/8", "1/4", "1/2", "1/1"),
             layers=2,
-            hidden=(256, 64, 32, 16, 8),
+            hidden=(0, 256, 64, 32, 16, 8),
         ),
         fusion=FusionCfg(kind="restormer", widths=(64, 32, 16, 12), inner=(104, 48, 24, 16)),
     )
