@@ -330,6 +330,23 @@ def test_every_bad_upload_is_told_where_it_was_dropped(new_page: Callable[..., A
     page.locator("body[data-complete]").wait_for()
 
 
+def test_a_page_cannot_climb_out_of_a_result(
+    new_page: Callable[..., Any], serve: Callable[..., str], tmp_path: Path
+) -> None:
+    fuse(SAMPLE.fixed, SAMPLE.moving, model=load_model()).save(tmp_path / "result")
+    (tmp_path / "secret.png").write_bytes((tmp_path / "result" / "fused.png").read_bytes())
+    page = new_page()
+    page.goto(serve(tmp_path / "result"))
+    status = "async (path) => (await fetch(path)).status"
+    key = page.evaluate("async () => (await (await fetch('/api/results')).json())[0].key")
+    files = f"/api/results/{key}/files"
+    assert page.evaluate(status, f"{files}/fused.png") == 200
+    for name in ("..%2fsecret.png", "%2e%2e%2fsecret.png", "..%5csecret.png", "%2fetc%2fpasswd"):
+        assert page.evaluate(status, f"{files}/{name}") in (400, 404), name
+    for path in ("/static/..%2fserver.py", "/static/%2e%2e%2fserver.py", "/api/results/..%2f..%2fetc/files/passwd"):
+        assert page.evaluate(status, path) in (400, 404), path
+
+
 def test_a_page_of_another_origin_reaches_nothing(new_page: Callable[..., Any], serve: Callable[..., str]) -> None:
     victim, other = serve(), serve()
     page = new_page()
