@@ -28,6 +28,10 @@ _PLANE_AXES = {"sagittal": (1, 2), "coronal": (0, 2), "axial": (0, 1)}
 Direction = tuple[tuple[float, ...], ...]
 
 
+LUMA_WEIGHTS = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in luminance (BT.601, full range)."""
+
+
 class ImageError(ValueError):
     """An image, its file or its geometry cannot be used; the message says why and what to try."""
 
@@ -253,11 +257,15 @@ class Image:
 
     def luma(self) -> NDArray[np.float32]:
         """Luminance ``*S`` in the image's own units: BT.601 (full range) for RGB, the array for grey."""
-        if len(self.array) == 1:
-            grey: NDArray[np.float32] = self.array[0]
-            return grey
-        weights = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-        return np.tensordot(weights, self.array, axes=1).astype(np.float32)
+        return luma_of(self.array)
+
+
+def luma_of(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """BT.601 luminance ``*S`` of an array ``C *S``: RGB weighted, grey as it is."""
+    if len(array) == 1:
+        grey: NDArray[np.float32] = array[0]
+        return grey
+    return np.tensordot(np.array(LUMA_WEIGHTS, dtype=np.float32), array, axes=1).astype(np.float32)
 
 
 def check_size(shape: tuple[int, ...]) -> None:

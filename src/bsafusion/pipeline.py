@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bsafusion import weights
 from bsafusion.datasets import TASKS
 from bsafusion.deformation import DeformationField, identity_grid, jacobian_determinant
-from bsafusion.image import Image, ImageError, Modality
+from bsafusion.image import Image, ImageError, Modality, luma_of
 from bsafusion.io import PixelType, atomic_folder, read_image, write_deformation, write_image, write_json
 from bsafusion.metrics import head_mask
 from bsafusion.models.bsafusion import BSAFusion, Output
@@ -270,9 +270,7 @@ def versions() -> dict[str, str]:
 
 def _unit_luma(image: Image, array: Array) -> Array:
     """Luminance ``H W`` in [0, 1] of an array in the units of ``image``."""
-    weight = np.array([0.299, 0.587, 0.114], dtype=np.float32) if len(array) == 3 else np.ones(1, dtype=np.float32)
-    luma = np.tensordot(weight, fit_intensity(image).to_unit(array), axes=1)
-    return np.clip(luma, 0, 1).astype(np.float32)
+    return np.clip(luma_of(fit_intensity(image).to_unit(array)), 0, 1).astype(np.float32)
 
 
 def _task(task: str, moving: Image, out: Output) -> tuple[str, str]:

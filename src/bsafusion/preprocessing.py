@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bsafusion.deformation import DeformationField, identity_grid, sample
-from bsafusion.image import Geometry, Image, ImageError
+from bsafusion.image import LUMA_WEIGHTS, Geometry, Image, ImageError
 
 Values = TypeVar("Values", NDArray[np.float32], Tensor)
 IntensityMethod = Literal["auto", "minmax", "percentile"]
@@ -29,7 +29,7 @@ PERCENTILES = (0.1, 99.9)
 SMALLEST_OVERLAP = 0.25
 
 # BT.601, full range (as in JFIF): luma = kr R + kg G + kb B, chroma = scaled B - luma and R - luma.
-_KR, _KG, _KB = 0.299, 0.587, 0.114
+_KR, _KG, _KB = LUMA_WEIGHTS
 _CHROMA_FROM_RGB = np.array(
     [
         [-_KR / (2 * (1 - _KB)), -_KG / (2 * (1 - _KB)), 0.5],
