@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from scipy import ndimage
 from torch import Tensor, nn
 
-from bsafusion import losses, weights
+from bsafusion import fusion_losses, losses, weights
 from bsafusion.datasets import MISALIGNMENTS, Misalignment, Mix, PairSet, draw_batch, read_pairs, validation_batch
 from bsafusion.losses import LossWeights
 from bsafusion.metrics import endpoint_error
@@ -155,7 +155,7 @@ def test_a_term_of_weight_zero_is_not_there(held_out: PairSet, training_cfg: BSA
     ("parts", "expected"),
     [
         ("alignment", {"ce1", "ce2", "consistency", "smooth", "field", "match", "error"}),
-        ("fusion", {"structure", "gradient", "intensity"}),
+        ("fusion", {"structure", "gradient", "intensity", "edge", "visibility", "salience", "information", "fidelity"}),
     ],
 )
 def test_each_part_has_its_terms(parts: Any, expected: set[str], held_out: PairSet, training_cfg: BSAFusionCfg) -> None:
@@ -179,11 +179,12 @@ def test_fusion_learns_to_draw_from_truly_aligned_images(held_out: PairSet, trai
 
 def test_mu_follows_the_ratio_of_the_two_structural_terms(held_out: PairSet, training_cfg: BSAFusionCfg) -> None:
     batch = validation_batch(held_out, [0, 1], MISALIGNMENTS["paper"], draw=0, device=CPU)
-    objective = Objective(BSAFusion(training_cfg), replace(SHORT, parts="fusion"))
+    objective = Objective(BSAFusion(training_cfg), replace(SHORT, parts="fusion", adapt_mu=True))
     assert objective.mu == 1
     objective(batch, truly_aligned=True)
     out = objective.model.predict(batch.fixed, batch.truth)
-    ratio = (1 - losses.ssim(out.fused, batch.truth)).mean() / (1 - losses.ssim(out.fused, batch.fixed)).mean()
+    unlike_fixed, unlike_moving = ((1 - fusion_losses.ssim(s, out.fused)).mean() for s in (batch.fixed, batch.truth))
+    ratio = unlike_moving / unlike_fixed
     # The network as built hardly moves anything: its own alignment is nearly the truth.
     assert objective.mu == pytest.approx(0.999 + 0.001 * float(ratio.clamp(0.2, 5)), abs=3e-4)
 
@@ -447,7 +448,7 @@ def test_without_a_validation_split_the_last_weights_count(
 def test_a_loss_that_is_not_finite_stops_the_run(
     pairs_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training_cfg: BSAFusionCfg
 ) -> None:
-    monkeypatch.setattr(losses, "intensity_loss", lambda fused, *_: fused.sum() * math.nan)
+    monkeypatch.setattr(fusion_losses, "edge_loss", lambda fused, *_: fused.sum() * math.nan)
     with pytest.raises(FloatingPointError, match="nan at step 0"):
         train(pairs_csv, tmp_path, model_cfg=training_cfg, cfg=SHORT)
     assert not list(tmp_path.glob("*.safetensors"))

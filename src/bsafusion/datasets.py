@@ -228,11 +228,13 @@ class Mix:
 
     Attributes:
         own_contrast: share of samples that show one image against a random remapping of its own intensities.
+        tasks: how often each of ``TASKS`` is drawn, whatever its number of pairs; relative to each other.
         misalignments: name of a family in ``MISALIGNMENTS`` and its share, as ``(("paper", 0.5), ...)``.
         pose: both images are moved together by up to this family first.
     """
 
     own_contrast: float = 0.5
+    tasks: tuple[float, ...] = (1.0,) * len(TASKS)
     misalignments: tuple[tuple[str, float], ...] = (("paper", 0.4), ("rigid", 0.25), ("large", 0.35))
     pose: Misalignment = Misalignment(translation=8, rotation=10, scale=0.12)
 
@@ -243,16 +245,18 @@ class Mix:
                 f"misalignments {self.misalignments}: expected {', '.join(MISALIGNMENTS)}, "
                 "at least one with a share above 0"
             )
+        if len(self.tasks) != len(TASKS) or min(self.tasks) < 0:
+            raise ValueError(f"tasks {self.tasks}: expected a share for each of {', '.join(TASKS)}, none below 0")
 
 
 def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *, device: torch.device) -> Batch:
-    """One training batch; ``generator`` lives on ``device``.
-
-    Tasks are drawn evenly, whatever their number of pairs.
-    """
+    """One training batch; ``generator`` lives on ``device``."""
     cpu = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=device).item()))
-    tasks = [data.indices(t) for t in TASKS if data.indices(t)]
-    task = torch.randint(len(tasks), (size,), generator=cpu).tolist()
+    tasks = [data.indices(t) for t in TASKS]
+    shares = torch.tensor([share if there else 0.0 for share, there in zip(mix.tasks, tasks, strict=True)])
+    if not bool(shares.any()):
+        raise ValueError(f"tasks {mix.tasks}: the pairs at hand are of tasks that are never drawn; change the shares")
+    task = torch.multinomial(shares, size, replacement=True, generator=cpu).tolist()
     chosen = torch.tensor([tasks[t][int(torch.randint(len(tasks[t]), (1,), generator=cpu))] for t in task])
     fixed, moving, mask = (t[chosen].to(device).float() for t in (data.fixed, data.moving, data.mask))
     fixed, moving = fixed / 255, moving / 255
@@ -281,8 +285,8 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
     pose = mix.pose.draw(size, shape, generator)
     flip = (uniform(size) < 0.5).view(-1, 1, 1, 1)
     fixed, moving, mask = (torch.where(flip, t.flip(-1), t) for t in (fixed, moving, mask))
-    names, shares = zip(*mix.misalignments, strict=True)
-    family = torch.multinomial(torch.tensor(shares), size, replacement=True, generator=cpu)
+    names, odds = zip(*mix.misalignments, strict=True)
+    family = torch.multinomial(torch.tensor(odds), size, replacement=True, generator=cpu)
     known = torch.empty(size, 2, *shape, device=device)
     for index, name in enumerate(names):
         members = (family == index).nonzero().flatten().to(device)
@@ -297,6 +301,21 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
         modality_fixed=modality_fixed,
         modality_moving=modality_moving,
     )
+
+
+def crop_batch(batch: Batch, side: int, generator: torch.Generator) -> Batch:
+    """One random ``side`` x ``side`` window of all images of a batch, the same for each."""
+    height, width = batch.fixed.shape[-2:]
+    if side > min(height, width):
+        raise ValueError(f"a crop of {side} pixels from images of {height} x {width}; choose a smaller one")
+    corner = torch.rand(2, generator=generator, device=generator.device)
+    top, left = (int(c * (n - side + 1)) for c, n in zip(corner.tolist(), (height, width), strict=True))
+    images = {
+        name: value[..., top : top + side, left : left + side]
+        for name, value in batch._asdict().items()
+        if value.dim() == 4
+    }
+    return batch._replace(**images)
 
 
 def validation_batch(

@@ -23,13 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bsafusion import datasets, losses, weights
+from bsafusion import datasets, fusion_losses, losses, weights
 from bsafusion.datasets import MISALIGNMENTS, TASKS, Batch, Mix, PairSet
 from bsafusion.deformation import warp
 from bsafusion.io import write_image, write_whole
 from bsafusion.losses import LossWeights
 from bsafusion.metrics import endpoint_error, summarise
 from bsafusion.models.bsafusion import PRESETS, BSAFusion, BSAFusionCfg, working_shape
+from bsafusion.optimizer import Muon
 
 Parts = Literal["all", "alignment", "fusion"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -45,28 +46,37 @@ class TrainingCfg:
     Attributes:
         parts: what is trained: ``alignment`` (encoder, MDF-FR, BSFA), ``fusion`` (MMFF alone) or ``all``.
         steps: optimizer steps; ``batch`` pairs each, over all processes.
+        optimizer: ``muon`` (see ``optimizer``) or ``adamw``.
         lr: peak learning rate, reached after ``warmup`` steps, then a cosine down to ``lr / 100``.
+        crop: side of a random window of the ``side`` x ``side`` images that a step sees; 0 for all of them.
         precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere.
         validate_every, checkpoint_every, log_every: in steps.
         suites: misalignments validated on.
         aligned_share: share of fusion steps that see the truth instead of the network's own alignment.
+        fusion_reference: what the fused image is held against: the ``aligned`` image that it was made of, or the
+            ``truth``, the moving image before it was deformed.
+        adapt_mu: balance the two structural terms as published, instead of counting both alike.
     """
 
     parts: Parts = "all"
     steps: int = 20_000
     batch: int = 8
+    optimizer: Literal["muon", "adamw"] = "muon"
     lr: float = 2e-3
     warmup: int = 200
     weight_decay: float = 1e-4
     clip: float = 1.0
     seed: int = 0
     side: int = 256
+    crop: int = 0
     precision: Precision = "auto"
     validate_every: int = 1000
     checkpoint_every: int = 500
     log_every: int = 50
     suites: tuple[str, ...] = ("paper", "rigid", "large")
     aligned_share: float = 0.5
+    fusion_reference: Literal["aligned", "truth"] = "truth"
+    adapt_mu: bool = False
     mix: Mix = field(default_factory=Mix)
     weights: LossWeights = field(default_factory=LossWeights)
 
@@ -76,6 +86,12 @@ class TrainingCfg:
                 f"parts {self.parts!r}, precision {self.precision!r}: expected one of "
                 f"{', '.join(get_args(Parts))} and one of {', '.join(get_args(Precision))}"
             )
+        if self.optimizer not in ("muon", "adamw"):
+            raise ValueError(f"optimizer {self.optimizer!r}: expected muon or adamw")
+        if self.crop % 16 or not 0 <= self.crop <= self.side:
+            raise ValueError(f"crop {self.crop}: expected a multiple of 16 up to side {self.side}, or 0 for no crop")
+        if self.fusion_reference not in ("aligned", "truth"):
+            raise ValueError(f"fusion_reference {self.fusion_reference!r}: expected aligned or truth")
         if self.steps < 1 or self.batch < 1:
             raise ValueError(f"steps {self.steps}, batch {self.batch}: expected at least 1 of each")
         unknown = set(self.suites) - set(MISALIGNMENTS)
@@ -143,6 +159,7 @@ class Objective:
     def __init__(self, model: BSAFusion, cfg: TrainingCfg) -> None:
         self.model, self.cfg, self.mu = model, cfg, 1.0
         self.wanted = losses.active(cfg.weights)
+        model.representation.judging = "ce2" in self.wanted
 
     def __call__(self, batch: Batch, *, truly_aligned: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Terms to be weighted and summed, and figures to be shown."""
@@ -182,15 +199,26 @@ class Objective:
                 warped = warp(moving, alignment.displacement[..., :height, :width])
                 terms["consistency"] = losses.consistency_loss(warped, batch.truth)
         if fusing:
-            shown = aligned.detach()
-            unlike_fixed = (1 - losses.ssim(fused, batch.fixed)).mean()
-            unlike_moving = (1 - losses.ssim(fused, shown)).mean()
-            terms["structure"] = unlike_fixed + self.mu * unlike_moving
-            ratio = mean_over_processes(unlike_moving.detach() / unlike_fixed.detach().clamp(min=1e-6))
-            self.mu = 0.999 * self.mu + 0.001 * min(max(ratio, 0.2), 5.0)
-            terms["gradient"] = losses.gradient_loss(fused, batch.fixed, shown)
-            terms["intensity"] = losses.intensity_loss(fused, batch.fixed, shown)
+            shown = batch.truth if cfg.fusion_reference == "truth" else aligned.detach()
+            terms |= self.fusion_terms(fused, batch.fixed, shown)
         return {name: term for name, term in terms.items() if name in self.wanted}, figures
+
+    def fusion_terms(self, fused: Tensor, fixed: Tensor, moving: Tensor) -> dict[str, Tensor]:
+        """What the weights ask for of the fused image, against its two sources."""
+        sources, wanted = (fixed, moving), self.wanted
+        terms: dict[str, Tensor] = {}
+        if "structure" in wanted:
+            unlike_fixed, unlike_moving = ((1 - fusion_losses.ssim(source, fused)).mean() for source in sources)
+            terms["structure"] = unlike_fixed + self.mu * unlike_moving
+            if self.cfg.adapt_mu and fused.requires_grad:
+                ratio = mean_over_processes(unlike_moving.detach() / unlike_fixed.detach().clamp(min=1e-6))
+                self.mu = 0.999 * self.mu + 0.001 * min(max(ratio, 0.2), 5.0)
+        if {"information", "fidelity"} & wanted:
+            terms["information"], terms["fidelity"] = fusion_losses.information_losses(fused, *sources)
+        for name in ("gradient", "intensity", "edge", "visibility", "salience"):
+            if name in wanted:
+                terms[name] = getattr(fusion_losses, f"{name}_loss")(fused, *sources)
+        return terms
 
 
 # --- validation -----------------------------------------------------------------------------------
@@ -246,12 +274,8 @@ def fusion_score(objective: Objective, data: PairSet, *, device: torch.device) -
         indices = list(range(start, min(start + 4, len(data))))
         b = datasets.validation_batch(data, indices, MISALIGNMENTS["paper"], draw=0, device=device)
         out = model.predict(b.fixed, b.moving)
-        w = objective.cfg.weights
-        values.append(
-            w.structure * losses.structure_loss(out.fused, b.fixed, out.aligned)
-            + w.gradient * losses.gradient_loss(out.fused, b.fixed, out.aligned)
-            + w.intensity * losses.intensity_loss(out.fused, b.fixed, out.aligned)
-        )
+        shown = b.truth if objective.cfg.fusion_reference == "truth" else out.aligned
+        values.append(losses.total_loss(objective.fusion_terms(out.fused, b.fixed, shown), objective.cfg.weights))
     model.train(was_training)
     return float(torch.stack(values).mean())
 
@@ -376,7 +400,8 @@ def train(
             wanted = cfg.parts == "all" or (cfg.parts == "fusion") == for_fusion
             parameter.requires_grad_(wanted and not name.startswith("representation.judge."))
         parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay)
+        method = {"muon": Muon, "adamw": torch.optim.AdamW}[cfg.optimizer]
+        optimizer: torch.optim.Optimizer = method(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay)
         objective = Objective(model, cfg)
         everything = datasets.read_pairs(pairs)
         data = PairSet([p for p in everything if p.split == "train"], side=cfg.side)
@@ -421,6 +446,8 @@ def train(
                 group["lr"] = learning_rate(step, cfg)
             generator = step_generator(cfg.seed, step, rank, where)
             batch = datasets.draw_batch(data, cfg.batch // world, cfg.mix, generator, device=where)
+            if cfg.crop:
+                batch = datasets.crop_batch(batch, cfg.crop, generator)
             model.representation.refresh_judge()
             truly = cfg.parts == "fusion" and step % 100 < 100 * cfg.aligned_share
             terms, figures = objective(batch, truly_aligned=truly)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from bsafusion.deformation import affine_field, compose, identity_grid, invert, resize_field, warp
 from bsafusion.models.encoder import STRIDE, Features
-from bsafusion.models.layers import conv_norm_act, resize
+from bsafusion.models.layers import ResidualBlock, conv_norm_act, resize
 from bsafusion.models.representation import Representation
 
 Direction = Literal["both", "forward", "reverse"]
@@ -77,6 +77,8 @@ class AlignmentCfg:
         steps: names of the steps, coarse to fine; one to five.
         direction: who moves: ``both``, the moving image (``forward``) or the fixed one (``reverse``).
         layers: convolutional layers in each step.
+        residual: residual blocks after them, one value for each name in ``STEP_STRIDES``, taken or not (matching only).
+        context: channels of each image that a step sees beside the correlation (matching only).
         hidden: channels of those layers, one value for each name in ``STEP_STRIDES``, taken or not (affine has none).
         descriptors: channels of a unit-length descriptor (matching only).
         radius: of the local correlation window, in voxels of the step's grid, likewise (matching only).
@@ -86,6 +88,8 @@ class AlignmentCfg:
     steps: tuple[str, ...] = ("affine", "1/16", "1/8", "1/4")
     direction: Direction = "both"
     layers: int = 2
+    residual: tuple[int, ...] = (0, 0, 0, 0, 0, 0)
+    context: int = 8
     hidden: tuple[int, ...] = (0, 64, 64, 48, 24, 8)
     descriptors: int = 32
     radius: tuple[int, ...] = (0, 3, 3, 3, 2, 1)
@@ -104,10 +108,10 @@ class AlignmentCfg:
             raise ValueError(f"direction {self.direction!r}: expected one of {', '.join(get_args(Direction))}")
         if self.kind == "attention" and "affine" in self.steps:
             raise ValueError("the attention preset has no affine step; start its steps at 1/16")
-        if len(self.hidden) <= places[-1] or len(self.radius) <= places[-1]:
+        if min(len(self.hidden), len(self.radius), len(self.residual)) <= places[-1]:
             raise ValueError(
-                f"hidden {self.hidden} and radius {self.radius}: expected a value for each of {tuple(STEP_STRIDES)}, "
-                f"at least to {self.steps[-1]}"
+                f"hidden {self.hidden}, radius {self.radius} and residual {self.residual}: expected a value for each "
+                f"of {tuple(STEP_STRIDES)}, at least to {self.steps[-1]}"
             )
         if self.kind == "matching":
             if "1/1" in self.steps:
@@ -259,19 +263,18 @@ class AffineStep(nn.Module):
 class MatchingStep(nn.Module):
     """Finds what displacement is left between two sets of descriptors on the middle grid."""
 
-    CONTEXT = 8
-
     def __init__(self, cfg: AlignmentCfg, name: str) -> None:
         super().__init__()
         self.radius, hidden = cfg.of(cfg.radius, name), cfg.of(cfg.hidden, name)
         self.direction = cfg.direction
         span = 2 * self.radius + 1
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.context = nn.Conv2d(cfg.descriptors, self.CONTEXT, 1)
+        self.context = nn.Conv2d(cfg.descriptors, cfg.context, 1)
         self.body = nn.Sequential(
-            nn.Conv2d(span * span + 3 + 2 * self.CONTEXT, hidden, 1),
+            nn.Conv2d(span * span + 3 + 2 * cfg.context, hidden, 1),
             nn.GELU(),
             *(conv_norm_act(hidden, hidden, dilation=i + 1) for i in range(cfg.layers)),
+            *(ResidualBlock(hidden) for _ in range(cfg.of(cfg.residual, name))),
         )
         self.out = nn.Conv2d(hidden, 3, 3, padding=1)
         nn.init.zeros_(self.out.weight)

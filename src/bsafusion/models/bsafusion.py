@@ -122,6 +122,13 @@ def working_shape(shape: tuple[int, int], side: int) -> tuple[int, int]:
     return height, width
 
 
+def _skipped(alignment: Alignment) -> Alignment:
+    """No step at all: zero fields, of which no error is known."""
+    still, similarity = torch.zeros_like(alignment.displacement), alignment.similarity
+    as_given = None if similarity is None else (similarity[0], similarity[0])
+    return Alignment(still, still, (), similarity=as_given)
+
+
 class BSAFusion(nn.Module):
     """``(fixed, moving) -> Output``; see :class:`BSAFusionCfg` for what can be switched off."""
 
@@ -140,9 +147,13 @@ class BSAFusion(nn.Module):
             shallow=self.cfg.encoder.shallow,
         )
 
+    def _working_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Training sees images, and windows of them, at their own scale: the known fields are on their grid."""
+        return shape if self.training else working_shape(shape, self.cfg.working_side)
+
     def to_working(self, image: Tensor) -> Tensor:
         """``B 1 H W`` -> ``B 1 h w`` at working size, its border repeated to ``16 n + 1`` voxels a side."""
-        shape = working_shape((image.shape[-2], image.shape[-1]), self.cfg.working_side)
+        shape = self._working_shape((image.shape[-2], image.shape[-1]))
         if shape != tuple(image.shape[-2:]):
             smooth = shape[0] < image.shape[-2] or shape[1] < image.shape[-1]
             image = F.interpolate(image, size=shape, mode="bilinear", align_corners=True, antialias=smooth)
@@ -153,16 +164,16 @@ class BSAFusion(nn.Module):
         """Stage 1 at working size, its shallow features at full resolution."""
         features: Features = self.encoder(self.to_working(images))
         shape = (images.shape[-2], images.shape[-1])
-        if working_shape(shape, self.cfg.working_side) == shape:
+        if self._working_shape(shape) == shape:
             return features._replace(shallow=self._crop(features.shallow, shape))
         return features._replace(shallow=self.encoder.see(images))
 
     def _crop(self, x: Tensor, shape: tuple[int, int]) -> Tensor:
-        height, width = working_shape(shape, self.cfg.working_side)
+        height, width = self._working_shape(shape)
         return x[..., :height, :width]
 
     def _to_full(self, alignment: Alignment, shape: tuple[int, int]) -> Alignment:
-        height, _ = working_shape(shape, self.cfg.working_side)
+        height, _ = self._working_shape(shape)
         error, similarity = alignment.expected_error, alignment.similarity
 
         def image(x: Tensor) -> Tensor:
@@ -211,18 +222,21 @@ class BSAFusion(nn.Module):
         shallow_moving = warp(features[1].shallow, full)
         return self.fusion.draw(fixed, aligned, (features[0].shallow, shallow_moving), running), aligned
 
-    def forward(self, fixed: Tensor, moving: Tensor) -> Output:
+    def forward(self, fixed: Tensor, moving: Tensor, *, aligned_already: bool = False) -> Output:
         """Align ``moving`` to ``fixed`` and fuse both.
 
         Args:
             fixed, moving: ``B 1 H W`` float32 in [0, 1], on one grid, at least 32 pixels a side.
+            aligned_already: fuse as given, under a zero field; both similarities are then those before.
         """
         matched = self.match(fixed, moving)
+        if aligned_already:
+            matched = matched._replace(alignment=_skipped(matched.alignment))
         fused, aligned = self.fuse(fixed, moving, matched, matched.alignment.displacement)
         alignment = self._to_full(matched.alignment, (fixed.shape[-2], fixed.shape[-1]))
         return Output(fused, aligned, alignment, matched.representation)
 
     @torch.inference_mode()
-    def predict(self, fixed: Tensor, moving: Tensor) -> Output:
+    def predict(self, fixed: Tensor, moving: Tensor, *, aligned_already: bool = False) -> Output:
         """:meth:`forward` for inference; puts the network in evaluation mode."""
-        return self.eval()(fixed, moving)  # type: ignore[no-any-return]
+        return self.eval()(fixed, moving, aligned_already=aligned_already)  # type: ignore[no-any-return]

@@ -91,7 +91,7 @@ class TransformerBlock(nn.Module):
         qkv = self.to_qkv(self.norm_attention(tokens)).view(batch, count, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         # Written out: for a few hundred tokens on a CPU, torch's fused kernel is several times slower.
-        weights = (q @ k.transpose(-1, -2) * (dim // self.heads) ** -0.5).softmax(-1)
+        weights = (q * (dim // self.heads) ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
         attended = (weights @ v).transpose(1, 2).reshape(batch, count, dim)
         tokens = tokens + self.project(attended)
         mlp: Tensor = self.mlp(self.norm_mlp(tokens))

@@ -83,6 +83,7 @@ class ModalityRepresentation(nn.Module):
         self.cfg = cfg
         self.classifier = ModalityClassifier(cfg)
         self.judge = copy.deepcopy(self.classifier).requires_grad_(False)
+        self.judging = True  # in training; off where L_ce2 has no weight
         transfer = [
             nn.Sequential(*(TransformerBlock(cfg.dim, cfg.heads, cfg.mlp_dim) for _ in range(cfg.transfer_blocks)))
             for _ in range(1 + cfg.transfer_per_modality)
@@ -115,7 +116,7 @@ class ModalityRepresentation(nn.Module):
         matched_fixed = self.transfer[0](injected_fixed)
         matched_moving = self.transfer[-1](injected_moving)
         judge_logits = None
-        if self.training:
+        if self.training and self.judging:
             _, _, judged = self.judge(torch.cat([matched_fixed, matched_moving]))
             judge_logits = (judged[: len(fixed)], judged[len(fixed) :])
 
