@@ -22,6 +22,7 @@ from bsafusion.datasets import (
     Mix,
     PairSet,
     blur,
+    crop_batch,
     draw_batch,
     read_pairs,
     remap_contrast,
@@ -269,6 +270,43 @@ def test_tasks_are_drawn_evenly_whatever_their_number(train: PairSet) -> None:
     assert len(uneven.indices("pet-mri")) == 3 * len(uneven.indices("ct-mri"))
     batch = draw_batch(uneven, 200, Mix(own_contrast=0), seeded(), device=CPU)
     assert 75 < int((batch.modality_moving == MODALITIES.index("ct")).sum()) < 125
+
+
+def test_tasks_are_drawn_by_their_shares(train: PairSet) -> None:
+    batch = draw_batch(train, 200, Mix(own_contrast=0, tasks=(3.0, 1.0, 5.0)), seeded(), device=CPU)
+    assert 125 < int((batch.modality_moving == MODALITIES.index("ct")).sum()) < 175  # of SPECT there is no pair
+    with pytest.raises(ValueError, match="never drawn"):
+        draw_batch(train, 4, Mix(tasks=(0.0, 0.0, 1.0)), seeded(), device=CPU)
+
+
+@pytest.mark.parametrize("tasks", [(1.0, 1.0), (1.0, -1.0, 1.0)])
+def test_shares_that_are_no_shares_are_refused(tasks: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="a share for each of ct-mri"):
+        Mix(tasks=tasks)
+
+
+def test_a_window_is_cut_from_all_images_alike(train: PairSet) -> None:
+    batch = draw_batch(train, 3, Mix(), seeded(), device=CPU)
+    generator = seeded()
+    corners = set()
+    for _ in range(6):
+        window = crop_batch(batch, 48, generator)
+        assert torch.equal(window.modality_moving, batch.modality_moving)
+        places = [
+            (top, left)
+            for top in range(SIDE - 47)
+            for left in range(SIDE - 47)
+            if torch.equal(window.known, batch.known[..., top : top + 48, left : left + 48])
+        ]
+        assert len(places) == 1
+        top, left = places[0]
+        corners.add(places[0])
+        for name in ("fixed", "moving", "truth", "mask"):
+            whole = getattr(batch, name)
+            assert torch.equal(getattr(window, name), whole[..., top : top + 48, left : left + 48])
+    assert len(corners) > 3
+    with pytest.raises(ValueError, match="a crop of 80 pixels"):
+        crop_batch(batch, 80, generator)
 
 
 def test_images_and_masks_are_posed_and_flipped_together(train: PairSet) -> None:

@@ -524,3 +524,11 @@ def test_affine_velocity_is_an_affine_field() -> None:
     velocity, _ = AffineStep()(same, same)
     zero = affine_field(torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]), shape=(6, 7))
     torch.testing.assert_close(velocity, zero, rtol=0, atol=1e-5)
+
+
+def test_training_sees_a_window_at_its_own_scale() -> None:
+    """In training the known field is on the window's own grid, so the network must not enlarge it."""
+    model = BSAFusion(default())
+    window = torch.rand(1, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    assert model.train().match(window, window).alignment.displacement.shape == (1, 2, 97, 97)
+    assert model.eval().match(window, window).alignment.displacement.shape == (1, 2, 257, 257)

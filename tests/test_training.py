@@ -94,6 +94,10 @@ def test_the_learning_rate_by_hand() -> None:
         ({"steps": 0}, "steps 0"),
         ({"batch": 0}, "batch 0"),
         ({"suites": ("huge",)}, "huge.*paper, rigid, large"),
+        ({"optimizer": "sgd"}, "'sgd'.*muon or adamw"),
+        ({"crop": 100}, "crop 100.*multiple of 16"),
+        ({"crop": 512}, "crop 512"),
+        ({"fusion_reference": "fused"}, "'fused'.*aligned or truth"),
     ],
 )
 def test_options_that_make_no_run_are_refused(options: dict[str, Any], message: str) -> None:

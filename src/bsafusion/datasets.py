@@ -79,6 +79,40 @@ def read_pairs(path: Path, *, split: str | None = None) -> list[Pair]:
     return chosen
 
 
+def case_folds(pairs: Sequence[Pair], count: int) -> dict[str, int]:
+    """Assign every case (patient) to one of ``count`` folds, such that each task's pairs are spread evenly.
+
+    A case has one fold in all tasks. The largest cases are placed first, each where the least of its tasks is so far;
+    the same pairs give the same folds.
+
+    Raises:
+        DatasetError: fewer than two folds, or a task with fewer cases than folds.
+    """
+    sizes: dict[str, dict[str, int]] = {}  # case -> task -> pairs
+    for pair in pairs:
+        of_case = sizes.setdefault(pair.case, {})
+        of_case[pair.task] = of_case.get(pair.task, 0) + 1
+    totals: dict[str, int] = {}
+    for pair in pairs:
+        totals[pair.task] = totals.get(pair.task, 0) + 1
+    for task in totals:
+        cases = sum(task in of_case for of_case in sizes.values())
+        if not 2 <= count <= cases:
+            raise DatasetError(f"{count} folds of {cases} cases in {task}; expected at least 2, at most one a case")
+    load = [dict.fromkeys(totals, 0) for _ in range(count)]
+    folds: dict[str, int] = {}
+
+    def fullness(case: str, fold: int) -> tuple[float, int, int]:
+        of_its_tasks = sum(load[fold][task] / totals[task] for task in sizes[case])
+        return of_its_tasks, sum(load[fold].values()), fold
+
+    for case in sorted(sizes, key=lambda name: (-sum(sizes[name].values()), name)):
+        folds[case] = min(range(count), key=lambda fold: fullness(case, fold))
+        for task, size in sizes[case].items():
+            load[folds[case]][task] += size
+    return folds
+
+
 # --- drawn, then applied --------------------------------------------------------------------------
 
 

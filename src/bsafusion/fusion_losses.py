@@ -27,9 +27,11 @@ def _gaussian_window(like: Tensor, size: int, sigma: float) -> Tensor:
 
 def _filter_valid(stack: Tensor, window: Tensor) -> Tensor:
     """Both axes of ``B C H W`` correlated with one window where it lies inside."""
-    flat = stack.flatten(0, 1)[:, None]
-    rows = F.conv2d(flat, window.view(1, 1, -1, 1))
-    return F.conv2d(rows, window.view(1, 1, 1, -1)).unflatten(0, stack.shape[:2])[:, :, 0]
+    planes = stack.flatten(0, 1)[None]  # as channels, a group each: on a CPU many times faster than as a batch
+    count = planes.shape[1]
+    rows = F.conv2d(planes, window.view(1, 1, -1, 1).expand(count, 1, -1, 1), groups=count)
+    columns = F.conv2d(rows, window.view(1, 1, 1, -1).expand(count, 1, 1, -1), groups=count)
+    return columns[0].unflatten(0, stack.shape[:2])
 
 
 def _moments(fused: Tensor, sources: tuple[Tensor, ...], window: Tensor) -> list[tuple[Tensor, ...]]:
