@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 from bsafusion import batch, pipeline
 from bsafusion.batch import Row, RowResult, is_done, read_manifest, run_batch
 from bsafusion.cli import app
-from bsafusion.pipeline import Model, RequestError, fuse
+from bsafusion.pipeline import FuseOptions, Model, RequestError, fuse
 from pairs import hot, known_model, known_weights, scan, snapshot, write_picture
 
 SHAPE = (81, 65)
+DEFAULTS = FuseOptions()
 FILES = {"fused.png", "aligned.png", "deformation.nii.gz", "overview.png", "report.html", "report.json"}
 
 
@@ -181,19 +182,41 @@ def test_other_weights_another_task_or_other_versions_are_done_again(
     out = tmp_path / "out"
     run(manifest, out, model)
     row = read_manifest(manifest)[0]
-    assert is_done(row, out / row.id, model)
+    assert is_done(row, out / row.id, model, DEFAULTS)
     other = Model(model.network, pipeline.weights.WeightsRecord(**{**vars(model.record), "sha256": "f" * 64}), "cpu")
-    assert not is_done(row, out / row.id, other)
-    assert not is_done(Row(row.id, row.fixed, row.moving, "ct-mri"), out / row.id, model)
-    assert not is_done(Row(row.id, row.moving, row.fixed, row.task), out / row.id, model)
+    assert not is_done(row, out / row.id, other, DEFAULTS)
+    assert not is_done(Row(row.id, row.fixed, row.moving, "ct-mri"), out / row.id, model, DEFAULTS)
+    assert not is_done(Row(row.id, row.moving, row.fixed, row.task), out / row.id, model, DEFAULTS)
     monkeypatch.setattr(batch, "versions", lambda: {"bsafusion": "99"})
-    assert not is_done(row, out / row.id, model)
+    assert not is_done(row, out / row.id, model, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        FuseOptions(fusion="average"),
+        FuseOptions(blend="alpha"),
+        FuseOptions(weight_fixed=0.3),
+        FuseOptions(aligned=True),
+        FuseOptions(align_only=True),
+    ],
+)
+def test_other_options_are_done_again_and_then_skipped(
+    tmp_path: Path, manifest: Path, model: Model, options: FuseOptions
+) -> None:
+    rows, out = read_manifest(manifest)[:1], tmp_path / "out"
+    list(run_batch(rows, out, model))
+    assert not is_done(rows[0], out / rows[0].id, model, options)
+    assert outcomes(list(run_batch(rows, out, model, options))) == ["done"]
+    assert outcomes(list(run_batch(rows, out, model, options))) == ["skipped"]
+    assert not is_done(rows[0], out / rows[0].id, model, DEFAULTS)
+    assert ("fused.png" in snapshot(out / rows[0].id)) == (not options.align_only)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"inputs": 3}', '{"inputs": {}, "options": null}'])
 def test_a_report_that_cannot_be_read_is_not_done(tmp_path: Path, manifest: Path, model: Model, text: str) -> None:
     (tmp_path / "report.json").write_text(text)
-    assert not is_done(read_manifest(manifest)[0], tmp_path, model)
+    assert not is_done(read_manifest(manifest)[0], tmp_path, model, DEFAULTS)
 
 
 def test_a_bad_row_does_not_stop_the_others(tmp_path: Path, manifest: Path, model: Model) -> None:
@@ -291,3 +314,14 @@ def test_the_command_interrupted_leaves_whole_results_only(
     call = ["batch", str(manifest), "-o", str(tmp_path / "out"), "--weights", str(weights)]
     assert CliRunner().invoke(app, call).exit_code == 130
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["case0"]
+
+
+def test_the_command_passes_its_options_on(tmp_path: Path, manifest: Path) -> None:
+    weights = known_weights(tmp_path / "weights")
+    call = ["batch", str(manifest), "-o", str(tmp_path / "out"), "--weights", str(weights)]
+    done = CliRunner().invoke(app, [*call, "--fusion", "guided", "--weight-fixed", "0.25", "--aligned"])
+    assert done.exit_code == 0, done.output
+    options = json.loads((tmp_path / "out/case0/report.json").read_text())["options"]
+    assert (options["fusion"], options["weight_fixed"], options["aligned"]) == ("guided", 0.25, True)
+    refused = CliRunner().invoke(app, [*call, "--aligned", "--no-fuse"])
+    assert refused.exit_code == 2

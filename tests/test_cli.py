@@ -149,6 +149,29 @@ def test_fuse_says_that_a_result_is_suspect_and_why(tmp_path: Path, good: tuple[
     assert "bsafusion: suspect: the network expects its field to be off by 9.0 px" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("extra", "mode", "told"),
+    [
+        (("--aligned",), "fuse only", "(alignment was skipped as asked"),
+        (("--no-fuse",), "align only", "(nothing was fused, as asked)"),
+        (("--fusion", "laplacian", "--weight-fixed", "0.75"), "align and fuse", "ok in "),
+        (("--blend", "alpha"), "align and fuse", "ok in "),
+    ],
+)
+def test_fuse_does_what_its_options_say(
+    tmp_path: Path, still: Path, extra: tuple[str, ...], mode: str, told: str
+) -> None:
+    image = write_picture(tmp_path / "mri.png", scan(SHAPE))
+    done = run("fuse", image, image, "-o", tmp_path / "out", "--weights", still, *extra)
+    assert done.exit_code == 0, done.output
+    assert told in done.stdout
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["mode"] == mode
+    assert (tmp_path / "out" / "fused.png").exists() == (mode != "align only")
+    for name, value in zip(extra[::2], extra[1::2], strict=False):
+        assert str(report["options"][name[2:].replace("-", "_")]) == value
+
+
 def test_fuse_replaces_a_result_only_when_asked(tmp_path: Path, good: tuple[Path, Path], still: Path) -> None:
     call = ["fuse", *good, "-o", tmp_path / "out", "--weights", still]
     assert run(*call).exit_code == 0
@@ -358,6 +381,12 @@ REFUSED = [
     Bad("different planes", different_planes, ("axial", "sagittal", "expected one plane", "reformat one")),
     Bad("out of view", out_of_view, ("nothing of it but background falls on the fixed grid", "check the positions")),
     Bad("unknown task", fuse_with("--task", "mri-ct"), ("unknown task 'mri-ct'", "expected ct-mri, pet-mri")),
+    Bad("unknown fusion", fuse_with("--fusion", "mean"), ("unknown fusion 'mean'", "expected one of network, maximum")),
+    Bad("unknown blend", fuse_with("--blend", "add"), ("unknown blend 'add'", "expected one of luminance, alpha")),
+    Bad("unknown colour map", fuse_with("--colormap", "jet"), ("unknown colormap 'jet'", "expected one of none, hot")),
+    Bad("a weight too large", fuse_with("--weight-fixed", "2"), ("a weight of 2 for the fixed image", "expected 0")),
+    Bad("nothing to do", fuse_with("--aligned", "--no-fuse"), ("nothing is to be fused", "leave out one or the other")),
+    Bad("a colour map on colour", fuse_with("--colormap", "pet"), ("pet.png has colours of its own", "leave the")),
     Bad("unknown weights", fuse_with("--weights", "best"), ("no weights 'best'", "one of the shipped: default")),
     Bad("damaged weights", damaged_weights, ("default.safetensors: sha256 is", "fetch the file again")),
     Bad("unknown device", fuse_with("--device", "tpu"), ("device 'tpu' is not there", "expected one of cpu")),

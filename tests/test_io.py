@@ -25,7 +25,9 @@ import torch
 from bsafusion.deformation import DeformationField, warp
 from bsafusion.image import Geometry, Image, ImageError, Modality
 from bsafusion.io import (
+    COLORMAPS,
     atomic_folder,
+    read_colormap,
     read_deformation,
     read_image,
     write_deformation,
@@ -392,6 +394,26 @@ def test_dicom_monochrome1_and_slope(tmp_path: Path) -> None:
     inverted = read_image(tmp_path / "m1.dcm")
     np.testing.assert_allclose(inverted.array[0], (plain.max() + plain.min() - plain) * 0.5 - 10)
     assert "MONOCHROME1" in str(inverted.meta["inverted"])
+
+
+@pytest.mark.parametrize("name", ["hot-iron", "pet", "hot-metal-blue", "pet-20-step"])
+def test_colour_maps_are_those_of_dicom(name: str) -> None:
+    table = read_colormap(name)
+    dataset = pydicom.dcmread(pydicom.data.get_palette_files(f"{name.replace('-', '')}.dcm")[0])
+    for channel, colour in enumerate(("Red", "Green", "Blue")):
+        stored = np.frombuffer(dataset[f"{colour}PaletteColorLookupTableData"].value, dtype=np.uint8)
+        np.testing.assert_allclose(table[:, channel], stored[:256] / 255, atol=1e-7)
+
+
+def test_known_entries_of_colour_maps() -> None:
+    assert all(read_colormap(name).shape == (256, 3) for name in COLORMAPS)
+    hot = read_colormap("hot-iron")
+    np.testing.assert_array_equal(hot[[0, -1]], [[0, 0, 0], [1, 1, 1]])
+    np.testing.assert_allclose(hot[64], [128 / 255, 0, 0], atol=1e-6)  # red alone rises first, two levels a step
+    steps = read_colormap("pet-20-step")
+    assert len(np.unique(steps, axis=0)) == 20
+    with pytest.raises(ValueError, match="unknown colour map 'jet'; expected one of hot-iron, pet, hot-metal-blue"):
+        read_colormap("jet")
 
 
 def test_dicom_colour(tmp_path: Path) -> None:

@@ -17,8 +17,11 @@ from pydicom.data import get_testdata_file
 
 import bsafusion
 from bsafusion import pipeline
+from bsafusion.colour import colourise
 from bsafusion.image import Geometry, Image, ImageError, Modality
-from bsafusion.pipeline import FusionResult, Model, RequestError, fuse, load_model, read_input
+from bsafusion.io import read_colormap
+from bsafusion.pipeline import FuseOptions, FusionResult, Model, RequestError, fuse, load_model, read_input
+from bsafusion.plain_fusion import FUSIONS
 from bsafusion.preprocessing import fit_intensity
 from bsafusion.weights import WeightsError
 from pairs import (
@@ -274,6 +277,213 @@ def test_a_functional_image_in_three_equal_channels_is_grey(tmp_path: Path) -> N
     assert "grey" in result.report["inputs"]["moving"]["notes"]["channels"]
 
 
+# --- what the user may choose ---
+
+
+def grey_pair() -> tuple[Image, Image]:
+    return image_of(scan(SHAPE)), image_of(scan(SHAPE, seed=1))
+
+
+def coloured_pair() -> tuple[Image, Image]:
+    return image_of(scan(SHAPE)), image_of(hot(scan(SHAPE, seed=1)))
+
+
+def display(image: Image, array: NDArray[Any]) -> NDArray[Any]:
+    return np.clip(fit_intensity(image).to_unit(array), 0, 1)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_a_plain_fusion_joins_the_fixed_and_the_aligned_luminance(name: str) -> None:
+    fixed, moving = grey_pair()
+    result = fuse(fixed, moving, model=known_model((3.0, -5.0)), fusion=name)
+    expected = FUSIONS[name](display(fixed, fixed.array)[0], display(moving, result.aligned)[0])
+    assert result.fused is not None
+    np.testing.assert_allclose(result.fused[0], expected, atol=1e-6)
+    assert result.report["options"]["fusion"] == name
+    assert result.panels["fused"][0] == f"fused ({name})"
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_a_plain_fusion_of_a_coloured_image_keeps_its_hue(name: str) -> None:
+    result = fuse(*coloured_pair(), model=known_model((3.0, -5.0)), fusion=name)
+    colour = result.report["colour"]
+    assert colour["hue_error_median_deg"] < 2
+    assert colour["clipped_share"] == 0
+
+
+@pytest.mark.parametrize("pair_of", [grey_pair, coloured_pair])
+@pytest.mark.parametrize("blend", ["luminance", "alpha", "none"])
+def test_the_balance_is_exact_at_both_ends_and_in_the_middle(pair_of: Any, blend: str) -> None:
+    fixed, moving = pair_of()
+    model = known_model((3.0, -5.0))
+    plain, nought, half, one = (
+        fuse(fixed, moving, model=model, blend=blend, **extra)
+        for extra in ({}, {"weight_fixed": 0.0}, {"weight_fixed": 0.5}, {"weight_fixed": 1.0})
+    )
+    assert plain.fused is not None
+    assert nought.fused is not None
+    assert half.fused is not None
+    assert one.fused is not None
+    assert half.fused.tobytes() == plain.fused.tobytes()
+    assert half.report == plain.report
+    unit_fixed, unit_aligned = display(fixed, fixed.array), display(moving, plain.aligned)
+    if blend == "none" and len(unit_aligned) == 3:
+        unit_aligned = np.tensordot([[0.299, 0.587, 0.114]], unit_aligned, axes=1)
+    np.testing.assert_allclose(nought.fused, unit_aligned, atol=1e-6)
+    np.testing.assert_allclose(one.fused, np.broadcast_to(unit_fixed, plain.fused.shape), atol=1e-6)
+    assert nought.panels["fused"][0].endswith("fixed at 0)")
+
+
+def test_the_balance_moves_towards_the_fixed_image_all_the_way() -> None:
+    fixed, moving = coloured_pair()
+    model = known_model()
+    distances = []
+    for weight in (0.5, 0.6, 0.75, 0.9, 1.0):
+        fused = fuse(fixed, moving, model=model, weight_fixed=weight).fused
+        assert fused is not None
+        distances.append(float(np.abs(fused - display(fixed, fixed.array)).mean()))
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] == 0
+
+
+def test_images_that_are_aligned_already_are_not_moved() -> None:
+    fixed, moving = coloured_pair()
+    result = fuse(fixed, moving, model=known_model((3.0, -5.0)), aligned=True)
+    still = fuse(fixed, moving, model=known_model((0.0, 0.0)))
+    assert not result.displacement.any()
+    np.testing.assert_allclose(result.field.displacement.numpy(), 0, atol=1e-6)
+    np.testing.assert_allclose(result.aligned, moving.array, atol=1e-3)
+    assert result.fused is not None
+    assert still.fused is not None
+    # The network's fusion runs as under a field that happens to be zero.
+    np.testing.assert_allclose(result.fused, still.fused, atol=1e-5)
+    assert result.expected_error is None
+    assert result.report["mode"] == "fuse only"
+    assert result.report["options"]["aligned"] is True
+    evidence = result.report["alignment"]
+    assert evidence["similarity_after"] is evidence["expected_error"] is None
+    assert evidence["similarity_before"] == still.report["alignment"]["similarity_before"]
+    assert evidence["displacement_max"] == 0
+    assert list(result.panels) == ["fixed", "moving", "fused", "checkerboard"]
+
+
+def test_what_was_said_to_be_aligned_is_doubted_where_the_images_are_not_alike() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, SHAPE).astype(np.uint8)
+    result = fuse(image_of(scan(SHAPE)), image_of(noise), model=load_model(), aligned=True)
+    assert result.status == "suspect"
+    assert "the images as given have a descriptor similarity of" in result.reasons[0]
+
+
+def test_aligned_scans_are_placed_by_their_positions() -> None:
+    shifted = replace(millimetres(SHAPE), origin=(4.0, -2.0))
+    fixed = image_of(scan(SHAPE).astype(np.float32), geometry=millimetres(SHAPE))
+    moving = image_of(scan(SHAPE, seed=1).astype(np.float32), geometry=shifted)
+    result = fuse(fixed, moving, model=known_model((3.0, -5.0)), aligned=True)
+    assert result.report["grid"]["method"] == "physical"
+    np.testing.assert_allclose(result.aligned[0, :-2, 4:], moving.array[0, 2:, :-4], atol=1e-3)
+
+
+def test_alignment_alone_makes_no_fused_picture(tmp_path: Path) -> None:
+    fixed, moving = coloured_pair()
+    result = fuse(fixed, moving, model=known_model((3.0, -5.0)), align_only=True)
+    whole = fuse(fixed, moving, model=known_model((3.0, -5.0)))
+    assert result.fused is result.report["colour"] is None
+    np.testing.assert_array_equal(result.aligned, whole.aligned)
+    assert torch.equal(result.field.displacement, whole.field.displacement)
+    assert result.report["mode"] == "align only"
+    options = result.report["options"]
+    assert options["fusion"] is options["blend"] is options["weight_fixed"] is None
+    out = result.save(tmp_path / "out")
+    assert {path.name for path in out.iterdir()} == FILES - {"fused.png"}
+    assert "fused" not in result.panels
+
+
+def test_an_overlay_is_transparent_where_the_moving_image_is_dark() -> None:
+    fixed, moving = coloured_pair()
+    result = fuse(fixed, moving, model=known_model((3.0, -5.0)), blend="alpha")
+    base, over = display(fixed, fixed.array), display(moving, result.aligned)
+    alpha = np.tensordot([[0.299, 0.587, 0.114]], over, axes=1)
+    np.testing.assert_allclose(result.fused, (1 - alpha) * base + alpha * over, atol=1e-6)
+    assert result.report["options"]["fusion"] is None
+    assert result.report["colour"]["hue_error_median_deg"] < 2
+    assert result.panels["fused"][0] == "fused (overlay)"
+
+
+def test_without_a_blend_the_picture_is_the_fused_luminance() -> None:
+    fixed, moving = coloured_pair()
+    result, coloured = (fuse(fixed, moving, model=known_model(), blend=blend) for blend in ("none", "luminance"))
+    assert result.fused is not None
+    assert coloured.fused is not None
+    assert result.fused.shape == (1, *SHAPE)
+    np.testing.assert_allclose(np.tensordot([[0.299, 0.587, 0.114]], coloured.fused, axes=1), result.fused, atol=1e-6)
+    assert result.report["colour"] == {"blend": "none", "colormap": "none"}
+
+
+@pytest.mark.parametrize("blend", ["luminance", "alpha"])
+@pytest.mark.parametrize("name", ["hot-iron", "pet-20-step"])
+def test_a_colour_map_gives_its_hues_to_a_grey_image(tmp_path: Path, name: str, blend: str) -> None:
+    fixed, moving = grey_pair()
+    result = fuse(fixed, moving, model=known_model((3.0, -5.0)), colormap=name, blend=blend)
+    assert result.fused is not None
+    assert result.fused.shape == (3, *SHAPE)
+    assert result.aligned.shape == (1, *SHAPE)  # its values are not coloured
+    mapped = colourise(display(moving, result.aligned), read_colormap(name))
+    only = fuse(fixed, moving, model=known_model((3.0, -5.0)), colormap=name, blend=blend, weight_fixed=0.0)
+    np.testing.assert_allclose(only.fused, mapped, atol=1e-6)
+    colour = result.report["colour"]
+    assert (colour["colormap"], colour["clipped_share"]) == (name, 0)
+    assert colour["hue_error_median_deg"] < 2
+    assert result.report["options"]["colormap"] == name
+    assert name in result.panels["fused"][0]
+    assert pixels_of(result.save(tmp_path / "out") / "fused.png").shape == (*SHAPE, 3)
+
+
+def test_grey_stays_grey_unless_a_colour_map_is_asked_for() -> None:
+    result = fuse(*grey_pair(), model=known_model())
+    assert result.fused is not None
+    assert len(result.fused) == 1
+    assert result.report["colour"] == {"blend": "luminance", "colormap": "none"}
+
+
+def test_a_picture_without_any_colour_left_has_no_hue_error() -> None:
+    colour = fuse(*coloured_pair(), model=known_model(), weight_fixed=1.0).report["colour"]
+    assert colour["hue_error_median_deg"] is None
+    assert colour["hue_lost_share"] == 1
+
+
+def test_a_colour_map_for_an_image_in_colour_is_refused() -> None:
+    with pytest.raises(ImageError, match="has colours of its own; expected a grey one for colour map pet; leave"):
+        fuse(*coloured_pair(), model=known_model(), colormap="pet")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"fusion": "mean"}, "unknown fusion 'mean'; expected one of network, maximum, average, laplacian, guided"),
+        ({"blend": "add"}, "unknown blend 'add'; expected one of luminance, alpha, none"),
+        ({"colormap": "jet"}, "unknown colormap 'jet'; expected one of none, hot-iron, pet"),
+        ({"weight_fixed": 1.1}, "a weight of 1.1 for the fixed image; expected 0"),
+        ({"weight_fixed": float("nan")}, "a weight of nan"),
+        ({"aligned": True, "align_only": True}, "nothing is to be fused, yet .* leave out one or the other"),
+        ({"fusion": "average", "align_only": True}, "nothing is to be fused, yet"),
+        ({"weight_fixed": 0.3, "align_only": True}, "nothing is to be fused, yet"),
+        ({"blend": "alpha", "fusion": "maximum"}, "has no use for the maximum fusion; choose blend"),
+        ({"blend": "none", "colormap": "pet"}, "blend none is grey and would not show colour map pet; leave one"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_anything_is_read(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        fuse("nowhere.png", "nowhere.png", **options)
+
+
+def test_a_caption_tells_what_is_not_the_default() -> None:
+    assert FuseOptions().caption() == "fused"
+    assert (
+        FuseOptions(blend="alpha", colormap="pet", weight_fixed=0.7).caption() == "fused (overlay, pet, fixed at 0.7)"
+    )
+    assert FuseOptions(blend="none", fusion="guided").caption() == "fused (grey, guided)"
+
+
 # --- files of every kind ---
 
 
@@ -477,7 +687,7 @@ def test_a_folder_that_is_no_result_is_never_replaced(tmp_path: Path, result: Fu
 def test_an_interrupted_save_leaves_nothing(
     tmp_path: Path, result: FusionResult, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(pipeline, "overview", interrupted)

@@ -1,4 +1,4 @@
-"""Invertible records, colour that keeps its hue, and grids that meet where the anatomy does."""
+"""Invertible records, and grids that meet where the anatomy does."""
 
 from __future__ import annotations
 
@@ -18,18 +18,12 @@ from bsafusion.preprocessing import (
     IntensityScaling,
     apply_field,
     fit_intensity,
-    join_colour,
     match_grids,
-    recolour,
     resample_to_grid,
-    split_colour,
     total_field,
 )
 
 AXIAL = Geometry((64, 80), (1.0, 1.0), (-40.0, -32.0), ((1.0, 0.0), (0.0, 1.0)), plane="axial")
-units = st.floats(0, 1, width=32)
-colours = hnp.arrays(np.float32, (3, 4, 5), elements=units)
-lumas = hnp.arrays(np.float32, (1, 4, 5), elements=units)
 
 
 def _blob(geometry: Geometry, centre: tuple[float, float], *, width: float = 6.0) -> np.ndarray:
@@ -81,55 +75,6 @@ def test_a_mask_has_a_range_too() -> None:
     mask = np.zeros((1, 40, 40), np.float32)
     mask[0, 10:20] = 3
     assert fit_intensity(Image(mask, Geometry.picture((40, 40)))) == IntensityScaling(0, 3)
-
-
-# --- colour
-
-
-@given(colours)
-def test_colour_round_trip(rgb: np.ndarray) -> None:
-    joined = join_colour(*split_colour(torch.from_numpy(rgb)))
-    assert float((joined - torch.from_numpy(rgb)).abs().max()) < 1e-6
-
-
-def test_colour_known_values() -> None:
-    luma, chroma = split_colour(torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1]]))
-    torch.testing.assert_close(luma[0], torch.tensor([0.299, 0.587, 0.114, 1.0]))
-    torch.testing.assert_close(chroma[0], torch.tensor([-0.168736, -0.331264, 0.5, 0.0]), atol=1e-6, rtol=0)
-    torch.testing.assert_close(chroma[1], torch.tensor([0.5, -0.418688, -0.081312, 0.0]), atol=1e-6, rtol=0)
-
-
-def test_split_colour_refuses_grey() -> None:
-    with pytest.raises(ValueError, match="3 channels"):
-        split_colour(torch.zeros(1, 4, 4))
-
-
-@given(lumas, colours)
-def test_recolour_keeps_luma_hue_and_gamut(luma: np.ndarray, rgb: np.ndarray) -> None:
-    target = torch.from_numpy(luma).double()
-    _, chroma = split_colour(torch.from_numpy(rgb).double())
-    result = recolour(target, chroma)
-    new_luma, new_chroma = split_colour(result)
-    assert float(result.min()) >= 0
-    assert float(result.max()) <= 1
-    torch.testing.assert_close(new_luma, target, atol=1e-9, rtol=0)
-    # The same hue: parallel, pointing the same way, and never more saturated.
-    cross = new_chroma[0] * chroma[1] - new_chroma[1] * chroma[0]
-    assert float(cross.abs().max()) < 1e-9
-    assert float((new_chroma * chroma).sum(0).min()) >= -1e-9
-    assert bool((new_chroma.norm(dim=0) <= chroma.norm(dim=0) + 1e-9).all())
-
-
-@given(lumas, colours)
-def test_recolour_shortens_no_more_than_needed(luma: np.ndarray, rgb: np.ndarray) -> None:
-    target = torch.from_numpy(luma).double()
-    _, chroma = split_colour(torch.from_numpy(rgb).double())
-    result = recolour(target, chroma)
-    full = join_colour(target, chroma)
-    shortened = (full.amin(0) < -1e-9) | (full.amax(0) > 1 + 1e-9)
-    touches = (result.amin(0) < 1e-9) | (result.amax(0) > 1 - 1e-9)
-    assert bool((touches | ~shortened).all())
-    torch.testing.assert_close(result[:, ~shortened], full[:, ~shortened], atol=1e-8, rtol=0)
 
 
 # --- grids

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bsafusion.image import Geometry, Image, Modality
 from bsafusion.report import (
+    MODES,
     NOT_CLINICAL,
     Evidence,
     Limits,
@@ -77,6 +78,16 @@ def test_an_alignment_that_made_it_worse_is_suspect() -> None:
     status, reasons = verdict(replace(GOOD, similarity_before=0.7, similarity_after=0.6), SIDE)
     assert status == "suspect"
     assert reasons == ["alignment lowered the descriptor similarity from 0.70 to 0.60"]
+
+
+def test_images_as_given_are_judged_where_nothing_was_aligned() -> None:
+    skipped = replace(GOOD, similarity_after=None, expected_error=None)
+    assert verdict(skipped, SIDE) == ("ok", [])
+    status, reasons = verdict(replace(skipped, similarity_before=0.2), SIDE)
+    assert status == "suspect"
+    assert reasons == [
+        "the images as given have a descriptor similarity of 0.20; at least 0.25 is expected of images of one head"
+    ]
 
 
 def test_every_reason_is_given() -> None:
@@ -207,6 +218,15 @@ def test_a_long_reason_is_wrapped_and_not_cut_off() -> None:
     short, long = sheet("suspect", ["a few words"]), sheet("suspect", ["a few words"] * 2 + [" ".join(["word"] * 80)])
     assert long.shape[0] > short.shape[0] + 2 * 18
     assert not (long[:, -8:] == np.array(RED)).all(axis=-1).any()
+
+
+@pytest.mark.parametrize("mode", ["fuse only", "align only"])
+def test_overview_says_what_was_left_out(mode: str) -> None:
+    panels = [(name, flat(0.5)) for name in "abcd"]
+    usual, other = overview(panels, "ok", []), overview(panels, "ok", [], mode=mode)
+    assert other.height == usual.height + 18
+    assert MODES["align and fuse"] == ""
+    assert MODES[mode]
 
 
 def test_narrow_pictures_leave_room_for_the_names() -> None:

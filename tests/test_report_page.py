@@ -77,8 +77,8 @@ def test_the_same_result_gives_the_same_bytes(result: FusionResult) -> None:
 
 def test_the_pictures_come_back(result: FusionResult) -> None:
     found = pictures(page_of(result))
-    panels = [panel for _, panel in result.panels]
-    for name, panel in zip(("fixed", "moving", "aligned", "fused"), panels, strict=False):
+    assert list(found) == [*result.panels, "expected-error"]
+    for name, (_, panel) in result.panels.items():
         levels = np.asarray(found[name][0])
         expected = np.round(panel * 255).astype(np.uint8)
         np.testing.assert_array_equal(
@@ -96,7 +96,10 @@ def test_the_pictures_come_back(result: FusionResult) -> None:
 
 
 def test_an_image_larger_than_the_page_takes_is_reduced(result: FusionResult) -> None:
-    wide = [(name, np.repeat(np.repeat(panel, 20, axis=1), 20, axis=2)) for name, panel in result.panels]
+    wide = {
+        identifier: (name, np.repeat(np.repeat(panel, 20, axis=1), 20, axis=2))
+        for identifier, (name, panel) in result.panels.items()
+    }
     found = pictures(render(result.report, wide, None))
     assert max(found["fixed"][0].size) == LONGEST_SIDE
     assert "expected-error" not in found
@@ -166,8 +169,40 @@ def test_words_refuse_what_is_no_report(report: dict[str, Any]) -> None:
 
 
 def test_too_few_panels_are_refused(result: FusionResult) -> None:
-    with pytest.raises(ValueError, match="3 panels; expected fixed, moving, aligned, fused"):
-        render(result.report, result.panels[:3], None)
+    with pytest.raises(ValueError, match="panels fixed; expected fixed, moving and what else"):
+        render(result.report, {"fixed": result.panels["fixed"]}, None)
+
+
+def test_a_page_tells_that_nothing_was_aligned(result: FusionResult) -> None:
+    images = (result.fixed, result.moving)
+    given = fuse(*images, model=known_model((3.0, -2.0)), aligned=True)
+    page = page_of(given, status="ok", reasons=[])
+    text = Reader(page).text
+    assert "Alignment was skipped as asked: the images were taken as aligned already." in text
+    assert "No check found a reason to doubt that the images lie on each other." in text
+    said = dict(words(given.report))
+    assert "as given" in said["Similarity"]
+    assert not {"Movement", "Folds", "Coverage", "Expected error"} & said.keys()
+    assert 'id="aligned"' not in page
+    assert "moving, taken as aligned" in text
+    doubtful = Reader(page_of(given, status="suspect", reasons=["why"])).text
+    assert "Do not trust that the images lie on each other" in doubtful
+
+
+def test_a_page_tells_that_nothing_was_fused(result: FusionResult) -> None:
+    only = fuse(result.fixed, result.moving, model=known_model((3.0, -2.0)), align_only=True)
+    page = page_of(only)
+    assert "Nothing was fused, as asked." in Reader(page).text
+    assert 'id="fused"' not in page
+    assert "Colour" not in dict(words(only.report))
+    assert {"Movement", "Folds"} <= dict(words(only.report)).keys()
+
+
+def test_words_say_what_became_of_the_colours(result: FusionResult) -> None:
+    colour = {"hue_error_median_deg": 0.51, "clipped_share": 0.0025}
+    said = dict(words({"status": "ok", "alignment": {}, "colour": colour}))
+    assert "differs by 0.51° (median); 0.25% of the pixels are clipped" in said["Colour"]
+    assert "Colour" in dict(words(result.report))
 
 
 def test_a_damaged_picture_is_refused() -> None:

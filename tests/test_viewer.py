@@ -371,6 +371,17 @@ def test_a_saved_result_shows_what_was_fused(tmp_path: Path, result: FusionResul
     np.testing.assert_allclose(stored.layers["fixed"].array / 255, shown, atol=0.51 / 255)
 
 
+@pytest.mark.parametrize("option", ["align_only", "aligned"])
+def test_a_result_without_a_part_that_was_not_asked_for_misses_nothing(
+    tmp_path: Path, result: FusionResult, option: str
+) -> None:
+    part = fuse(result.fixed, result.moving, model=known_model((2.0, -1.0)), **{option: True})
+    live, stored = view_of(part, "live"), read_view(saved(part, tmp_path / "out"))
+    assert stored.note == ""
+    assert set(stored.layers) == set(live.layers)
+    assert ("fused" in live.layers) == (option == "aligned")
+
+
 def test_a_folder_without_its_page_says_what_is_missing(tmp_path: Path, result: FusionResult) -> None:
     folder = saved(result, tmp_path / "out")
     (folder / "report.html").unlink()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from bsafusion.datasets import TASKS
 from bsafusion.image import ImageError
-from bsafusion.pipeline import AUTO, Model, RequestError, fuse, versions
+from bsafusion.pipeline import AUTO, FuseOptions, Model, RequestError, fuse, versions
 from bsafusion.weights import file_sha256
 
 Outcome = Literal["ok", "suspect", "skipped", "failed"]
@@ -75,7 +75,7 @@ def read_manifest(path: Path) -> list[Row]:
     return list(rows.values())
 
 
-def is_done(row: Row, folder: Path, model: Model) -> bool:
+def is_done(row: Row, folder: Path, model: Model, wanted: FuseOptions) -> bool:
     """Whether ``folder`` holds this row's result from the same inputs, weights, options and versions."""
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -87,21 +87,23 @@ def is_done(row: Row, folder: Path, model: Model) -> bool:
             and options["weights_sha256"] == model.record.sha256
             and options["device"] == model.device
             and report["versions"] == versions()
+            and {name: options[name] for name in wanted.record()} == wanted.record()
             and (options["task"] if options["task_from"] == "request" else None) == task_given
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def run_batch(rows: list[Row], out: Path, model: Model) -> Iterator[RowResult]:
-    """Fuse every row into ``out/<id>``; yields as it goes, one result a row."""
+def run_batch(rows: list[Row], out: Path, model: Model, options: FuseOptions | None = None) -> Iterator[RowResult]:
+    """Fuse every row into ``out/<id>``, all with the same options; yields as it goes, one result a row."""
+    options = options or FuseOptions()
     for row in rows:
         folder = out / row.id
         try:
-            if is_done(row, folder, model):
+            if is_done(row, folder, model, options):
                 yield RowResult(row.id, "skipped")
                 continue
-            result = fuse(row.fixed, row.moving, task=row.task, model=model)
+            result = fuse(row.fixed, row.moving, task=row.task, model=model, **asdict(options))
             result.save(folder, overwrite=True)
         except (ImageError, RequestError, OSError, ValueError, RuntimeError) as error:
             yield RowResult(row.id, "failed", " ".join(str(error).split()))

@@ -40,6 +40,14 @@ from bsafusion.image import Geometry, Image, ImageError, Modality, check_size, s
 PathLike = str | os.PathLike[str]
 PixelType = Literal["uint8", "uint16"]
 
+COLORMAPS = {
+    name: f"1.2.840.10008.1.5.{number}"
+    for number, name in enumerate(
+        ("hot-iron", "pet", "hot-metal-blue", "pet-20-step", "spring", "summer", "fall", "winter"), start=1
+    )
+}
+"""The well-known colour palettes of DICOM (PS3.6, annex B) with their identifiers."""
+
 _HEAD_BYTES = 544
 _NIFTI_HEADER_BYTES = 540
 _OTHER_FORMATS = {
@@ -439,6 +447,18 @@ def _read_dicom(path: Path) -> _Pixels:
     if tilt > 0.01:
         meta["oblique_degrees"] = tilt
     return _Pixels(array, geometry, dtype, _MODALITY_TAGS.get(tag, Modality.UNKNOWN), meta)
+
+
+def read_colormap(name: str) -> NDArray[np.float32]:
+    """One of :data:`COLORMAPS` as pydicom ships it, ``256 3`` in [0, 1].
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in COLORMAPS:
+        raise ValueError(f"unknown colour map {name!r}; expected one of {', '.join(COLORMAPS)}")
+    table = apply_color_lut(np.arange(256, dtype=np.uint8), palette=COLORMAPS[name])
+    return (table / 255).astype(np.float32)
 
 
 def _one_line(error: Exception) -> str:

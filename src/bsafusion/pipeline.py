@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,32 +14,129 @@ import torch
 from numpy.typing import NDArray
 
 from bsafusion import weights
+from bsafusion.colour import check_hue, colourise, overlay, recolour, split_colour, steer
 from bsafusion.datasets import TASKS
 from bsafusion.deformation import DeformationField, identity_grid, jacobian_determinant
 from bsafusion.image import Image, ImageError, Modality, luma_of
-from bsafusion.io import PixelType, atomic_folder, read_image, write_deformation, write_image, write_json
+from bsafusion.io import (
+    COLORMAPS,
+    PixelType,
+    atomic_folder,
+    read_colormap,
+    read_image,
+    write_deformation,
+    write_image,
+    write_json,
+)
 from bsafusion.metrics import head_mask
 from bsafusion.models.bsafusion import BSAFusion, Output
 from bsafusion.models.representation import MODALITIES
-from bsafusion.preprocessing import (
-    apply_field,
-    fit_intensity,
-    match_grids,
-    recolour,
-    resample_to_grid,
-    split_colour,
-    total_field,
+from bsafusion.plain_fusion import FUSIONS
+from bsafusion.preprocessing import apply_field, fit_intensity, match_grids, resample_to_grid, total_field
+from bsafusion.report import (
+    ALIGN_AND_FUSE,
+    ALIGN_ONLY,
+    FUSE_ONLY,
+    Evidence,
+    checkerboard,
+    deformed_grid,
+    describe,
+    overview,
+    verdict,
 )
-from bsafusion.report import Evidence, checkerboard, deformed_grid, describe, overview, verdict
 from bsafusion.report_page import render
 
 Array = NDArray[np.float32]
 AUTO = "auto"
 MR_MR = "mr-mr"  # two MR contrasts: reported where found, not a task to ask for
+NETWORK, NO_COLORMAP = "network", "none"
+BLENDS = ("luminance", "alpha", "none")
+CLIPPED = 0.5 / 255
+"""Beyond [0, 1] by more than half a level of 8 bits, a channel counts as clipped; less is rounding."""
 
 
 class RequestError(ValueError):
     """The request cannot be carried out as it was put."""
+
+
+@dataclass(frozen=True)
+class FuseOptions:
+    """How a fused picture is made; ``docs/fusion.md`` has the formulae.
+
+    Attributes:
+        fusion: how two luminances become one: ``network``, or a name of :data:`bsafusion.plain_fusion.FUSIONS`.
+        blend: ``luminance``: the fused luminance in the hue of the moving image; ``alpha``: the moving image laid over
+            the fixed one, without a fused luminance; ``none``: the fused luminance in grey.
+        colormap: ``none``, or a name of :data:`bsafusion.io.COLORMAPS` for a grey moving image.
+        weight_fixed: 0 the aligned image, 0.5 the fused picture as it is, 1 the fixed image; see :func:`colour.steer`.
+        aligned: the images are aligned already: fuse them as given.
+        align_only: make no fused picture.
+
+    Raises:
+        RequestError: an unknown name, a weight outside [0, 1], or options of which one would have no effect.
+    """
+
+    fusion: str = NETWORK
+    blend: str = "luminance"
+    colormap: str = NO_COLORMAP
+    weight_fixed: float = 0.5
+    aligned: bool = False
+    align_only: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("fusion", (NETWORK, *FUSIONS)),
+            ("blend", BLENDS),
+            ("colormap", (NO_COLORMAP, *COLORMAPS)),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise RequestError(f"unknown {name} {value!r}; expected one of {', '.join(known)}")
+        if not 0 <= self.weight_fixed <= 1:
+            raise RequestError(
+                f"a weight of {self.weight_fixed:g} for the fixed image; expected 0 (the moving image alone) to 1 "
+                "(the fixed image alone), 0.5 for the balance that was trained"
+            )
+        others = (option for option in fields(self) if option.name != "align_only")
+        if self.align_only and any(getattr(self, option.name) != option.default for option in others):
+            raise RequestError(
+                "nothing is to be fused, yet there are options of fusion or the images are said to be aligned; "
+                "leave out one or the other"
+            )
+        if self.blend == "alpha" and self.fusion != NETWORK:
+            raise RequestError(
+                f"blend alpha lays one image over the other and has no use for the {self.fusion} fusion; choose blend "
+                "luminance or none, or leave the fusion out"
+            )
+        if self.blend == "none" and self.colormap != NO_COLORMAP:
+            raise RequestError(
+                f"blend none is grey and would not show colour map {self.colormap}; leave one of them out"
+            )
+
+    @property
+    def mode(self) -> str:
+        """One of the keys of :data:`bsafusion.report.MODES`."""
+        return ALIGN_ONLY if self.align_only else FUSE_ONLY if self.aligned else ALIGN_AND_FUSE
+
+    def record(self) -> dict[str, Any]:
+        """For the report; None for what had no part in the result."""
+        unused: dict[str, None] = {}
+        if self.align_only:
+            unused = dict.fromkeys(("fusion", "blend", "colormap", "weight_fixed"))
+        elif self.blend == "alpha":
+            unused = {"fusion": None}
+        return {**asdict(self), **unused}
+
+    def caption(self) -> str:
+        """The name of the fused picture, with what differs from the default."""
+        parts = [
+            "overlay" if self.blend == "alpha" else "grey" if self.blend == "none" else "",
+            self.fusion if self.fusion != NETWORK else "",
+            self.colormap if self.colormap != NO_COLORMAP else "",
+            f"fixed at {self.weight_fixed:g}" if self.weight_fixed != 0.5 else "",
+        ]
+        told = ", ".join(part for part in parts if part)
+        return f"fused ({told})" if told else "fused"
 
 
 @dataclass(frozen=True)
@@ -76,17 +173,21 @@ class FusionResult:
     """Everything that one fusion gives, with its evidence.
 
     Attributes:
-        fused: ``C H W`` in [0, 1] on the fixed grid; RGB where the moving image is RGB.
+        options: what was asked for.
+        fused: ``C H W`` in [0, 1] on the fixed grid; RGB where the moving image is RGB or got a colour map, unless
+            the blend is ``none``. None where nothing was to be fused.
         aligned: ``C H W``, the moving image's own values and colours on the fixed grid.
         field: from fixed to moving physical points; carries any other image of the moving scan along.
-        expected_error: ``H W``, pixels, the network's own estimate of the field's error; None for the paper preset.
+        expected_error: ``H W``, pixels, the network's own estimate of the field's error; None for the paper preset and
+            where nothing was aligned.
         status: ``ok`` or ``suspect``; then ``reasons`` says why.
         report: the content of ``report.json``.
     """
 
     fixed: Image
     moving: Image
-    fused: Array
+    options: FuseOptions
+    fused: Array | None
     aligned: Array
     field: DeformationField
     expected_error: Array | None
@@ -102,45 +203,60 @@ class FusionResult:
         return np.repeat(unit, 3, axis=0) if len(unit) == 1 else unit
 
     @cached_property
-    def panels(self) -> list[tuple[str, Array]]:
-        """What the overview shows, each ``3 H W`` in [0, 1]."""
-        fixed = self._panel(self.fixed, self.fixed.array)
-        aligned = self._panel(self.moving, self.aligned)
-        fused = np.repeat(self.fused, 3, axis=0) if len(self.fused) == 1 else self.fused
-        return [
-            ("fixed", fixed),
-            ("moving, as it came", self._panel(self.moving, self.moving_on_fixed_grid)),
-            ("moving, aligned", aligned),
-            ("fused", fused),
-            ("checkerboard of fixed and aligned", checkerboard(fixed, aligned)),
-            ("deformed grid", deformed_grid(self.displacement, max(max(self.displacement.shape) // 16, 4))),
-        ]
+    def panels(self) -> dict[str, tuple[str, Array]]:
+        """What the overview shows, each a name and a picture ``3 H W`` in [0, 1].
+
+        ``fixed``, ``moving``, ``aligned``, ``fused``, ``checkerboard`` and ``grid``: without aligned and grid where
+        alignment was skipped, without fused where only alignment was asked for.
+        """
+        fixed, aligned = self._panel(self.fixed, self.fixed.array), self._panel(self.moving, self.aligned)
+        skipped = self.options.aligned
+        panels = {
+            "fixed": ("fixed", fixed),
+            "moving": (
+                "moving, taken as aligned" if skipped else "moving, as it came",
+                self._panel(self.moving, self.moving_on_fixed_grid),
+            ),
+        }
+        if not skipped:
+            panels["aligned"] = ("moving, aligned", aligned)
+        if self.fused is not None:
+            fused = np.repeat(self.fused, 3, axis=0) if len(self.fused) == 1 else self.fused
+            panels["fused"] = (self.options.caption(), fused)
+        squares = f"checkerboard of fixed and {'moving' if skipped else 'aligned'}"
+        panels["checkerboard"] = (squares, checkerboard(fixed, aligned))
+        if not skipped:
+            lines = deformed_grid(self.displacement, max(max(self.displacement.shape) // 16, 4))
+            panels["grid"] = ("deformed grid", lines)
+        return panels
 
     def save(self, out: str | Path, *, overwrite: bool = False) -> Path:
         """Write the result folder, whole or not at all; returns it.
 
         ``fused.png``, ``aligned.png``, ``deformation.nii.gz``, ``overview.png``, ``report.html`` and ``report.json``;
         where the fixed image has millimetres also ``fused.nii.gz`` and ``aligned.nii.gz`` with its geometry and the
-        moving image's values.
+        moving image's values. Nothing fused where only alignment was asked for.
 
         Raises:
             FileExistsError: ``out`` exists and holds something else than a result, or may not be overwritten.
         """
-        sixteen = "uint16" in (self.fixed.dtype, self.moving.dtype)
+        spread, depth = _picture_range(self.moving)
+        pictures: list[tuple[str, Array, tuple[float, float], PixelType]] = [("aligned", self.aligned, spread, depth)]
+        if self.fused is not None:
+            pictures.append(("fused", self.fused, (0.0, 1.0), _fused_depth(self.fixed, self.moving)))
         with atomic_folder(out, overwrite=overwrite) as folder:
-            write_image(folder / "fused.png", self.fused, value_range=(0, 1), dtype="uint16" if sixteen else "uint8")
-            spread, depth = _picture_range(self.moving)
-            write_image(folder / "aligned.png", self.aligned, value_range=spread, dtype=depth)
-            if self.fixed.geometry.physical:
-                for name, array, colours in (("fused", self.fused, (0.0, 1.0)), ("aligned", self.aligned, spread)):
+            for name, array, shown, kind in pictures:
+                write_image(folder / f"{name}.png", array, value_range=shown, dtype=kind)
+                if self.fixed.geometry.physical:
                     write_image(
                         folder / f"{name}.nii.gz",
                         array,
-                        value_range=colours if len(array) == 3 else None,
+                        value_range=shown if len(array) == 3 else None,
                         geometry=self.fixed.geometry,
                     )
             write_deformation(folder / "deformation.nii.gz", self.field)
-            overview(self.panels, self.status, self.reasons).save(folder / "overview.png")
+            sheet = overview(list(self.panels.values()), self.status, self.reasons, mode=self.options.mode)
+            sheet.save(folder / "overview.png")
             page = render(self.report, self.panels, self.expected_error)
             (folder / "report.html").write_text(page, encoding="utf-8")
             write_json(folder / "report.json", self.report)
@@ -169,6 +285,12 @@ def fuse(
     *,
     task: str = AUTO,
     model: Model | None = None,
+    fusion: str = NETWORK,
+    blend: str = "luminance",
+    colormap: str = NO_COLORMAP,
+    weight_fixed: float = 0.5,
+    aligned: bool = False,
+    align_only: bool = False,
 ) -> FusionResult:
     """Align ``moving`` to ``fixed`` and fuse both.
 
@@ -178,16 +300,23 @@ def fuse(
         task: ``ct-mri``, ``pet-mri``, ``spect-mri``; ``auto`` takes the modality from the file, else asks the network.
             It is recorded, not needed: one network does all three.
         model: from :func:`load_model`; the shipped default weights when left out.
+        fusion, blend, colormap, weight_fixed, aligned, align_only: see :class:`FuseOptions`.
 
     Raises:
         ImageError: an input cannot be used.
-        RequestError: an unknown task.
+        RequestError: an unknown task, or options that make no sense.
     """
+    options = FuseOptions(fusion, blend, colormap, weight_fixed, aligned, align_only)
     check_task(task)
     fixed, moving = read_input(fixed, "fixed"), read_input(moving, "moving")
     if len(fixed.array) == 3:
         raise ImageError(
             f"fixed image {fixed.source} is in colour; expected a grey one (MRI); swap the two images or convert it"
+        )
+    if len(moving.array) == 3 and options.colormap != NO_COLORMAP:
+        raise ImageError(
+            f"moving image {moving.source} has colours of its own; expected a grey one for colour map {colormap}; "
+            "leave the colour map out"
         )
     model = model or load_model()
     match = match_grids(fixed.geometry, moving.geometry)
@@ -200,21 +329,20 @@ def fuse(
             f"{moving.source}: nothing of it but background falls on the fixed grid ({match.note}); check the positions"
         )
     tensors = (torch.from_numpy(a)[None, None].to(model.device) for a in (luma_fixed, luma_moving))
-    out = model.network.predict(*tensors)
+    out = model.network.predict(*tensors, aligned_already=options.aligned)
     displacement = out.alignment.displacement[0].float().cpu()
     field = total_field(displacement, match, fixed.geometry, moving.geometry)
-    aligned = apply_field(field, moving)
-    fused = out.fused[0].float().cpu()
-    if len(moving.array) == 3:
-        unit = torch.from_numpy(np.clip(fit_intensity(moving).to_unit(aligned), 0, 1).astype(np.float32))
-        _, chroma = split_colour(unit)
-        fused = recolour(fused, chroma)
-    evidence = measure_evidence(out, luma_fixed)
+    carried = apply_field(field, moving)
+    fused, colour = None, None
+    if not options.align_only:
+        fused, colour = _picture(options, fixed, moving, carried, out.fused[0, 0].float().cpu().numpy())
+    evidence = measure_evidence(out, luma_fixed, aligned_already=options.aligned)
     status, reasons = verdict(evidence, max(shape))
     chosen, how = _task(task, moving, out)
-    options = {
+    recorded = {
         "task": chosen,
         "task_from": how,
+        **options.record(),
         "weights": model.record.name,
         "weights_sha256": model.record.sha256,
         "preset": model.record.preset,
@@ -228,15 +356,18 @@ def fuse(
         evidence=evidence,
         status=status,
         reasons=reasons,
-        options=options,
+        mode=options.mode,
+        colour=colour,
+        options=recorded,
         versions=versions(),
     )
     error = out.alignment.expected_error
     return FusionResult(
         fixed=fixed,
         moving=moving,
-        fused=fused.clamp(0, 1).numpy(),
-        aligned=aligned,
+        options=options,
+        fused=fused,
+        aligned=carried,
         field=field,
         expected_error=None if error is None else error[0, 0].float().cpu().numpy(),
         evidence=evidence,
@@ -260,6 +391,40 @@ def _picture_range(image: Image) -> tuple[tuple[float, float], PixelType]:
         return (0.0, largest), "uint8" if image.dtype == "uint8" else "uint16"
     scaling = fit_intensity(image)
     return (scaling.low, scaling.high), "uint8"
+
+
+def _fused_depth(fixed: Image, moving: Image) -> PixelType:
+    return "uint16" if "uint16" in (fixed.dtype, moving.dtype) else "uint8"
+
+
+def _picture(
+    options: FuseOptions, fixed: Image, moving: Image, aligned: Array, drawn: Array
+) -> tuple[Array, dict[str, Any]]:
+    """The fused picture ``C H W`` in [0, 1], and what the report says of its colour.
+
+    ``aligned``: ``C H W``, values of ``moving`` on the fixed grid; ``drawn``: ``H W``, the network's fused luminance.
+    """
+    luma_fixed, luma_aligned = _unit_luma(fixed, fixed.array), _unit_luma(moving, aligned)
+    if options.blend == "none" or (len(aligned) == 1 and options.colormap == NO_COLORMAP):
+        source = luma_aligned[None]
+    elif len(aligned) == 1:
+        source = colourise(luma_aligned[None], read_colormap(options.colormap))
+    else:
+        source = np.clip(fit_intensity(moving).to_unit(aligned), 0, 1)
+    if options.blend == "alpha":
+        picture = overlay(luma_fixed[None], source, luma_aligned[None])
+    else:
+        luma = drawn if options.fusion == NETWORK else FUSIONS[options.fusion](luma_fixed, luma_aligned)
+        picture = luma[None] if len(source) == 1 else recolour(luma[None], split_colour(source)[1])
+    picture = steer(picture, luma_fixed[None], source, options.weight_fixed)
+    clipped = np.clip(picture, 0, 1).astype(np.float32)
+    colour: dict[str, Any] = {"blend": options.blend, "colormap": options.colormap}
+    if len(picture) == 3:
+        hue = check_hue(clipped, source, levels=np.iinfo(_fused_depth(fixed, moving)).max)
+        colour["hue_error_median_deg"] = None if hue.error_median is None else round(hue.error_median, 3)
+        colour["hue_lost_share"] = None if hue.lost_share is None else round(hue.lost_share, 5)
+        colour["clipped_share"] = round(float((np.abs(picture - clipped) > CLIPPED).any(axis=0).mean()), 5)
+    return clipped, colour
 
 
 def versions() -> dict[str, str]:
@@ -288,8 +453,11 @@ def _task(task: str, moving: Image, out: Output) -> tuple[str, str]:
     return name, f"network ({float(odds[index]):.0%} sure)"
 
 
-def measure_evidence(out: Output, luma_fixed: Array) -> Evidence:
-    """The evidence of one network output (batch of one) for a fixed luminance ``H W`` in [0, 1]."""
+def measure_evidence(out: Output, luma_fixed: Array, *, aligned_already: bool = False) -> Evidence:
+    """The evidence of one network output (batch of one) for a fixed luminance ``H W`` in [0, 1].
+
+    Of images that were taken as aligned there is no similarity after alignment.
+    """
     alignment = out.alignment
     displacement = alignment.displacement.float().cpu()
     mask = torch.from_numpy(head_mask(luma_fixed * 255))
@@ -305,7 +473,7 @@ def measure_evidence(out: Output, luma_fixed: Array) -> Evidence:
     before, after = alignment.similarity or (None, None)
     return Evidence(
         similarity_before=inside(before),
-        similarity_after=inside(after),
+        similarity_after=None if aligned_already else inside(after),
         expected_error=inside(alignment.expected_error),
         displacement_mean=float(size[mask].mean()),
         displacement_max=float(size[mask].max()),

@@ -1,4 +1,4 @@
-"""From stored images to what the networks see, and back: intensities, colour, and the common grid.
+"""From stored images to what the networks see, and back: intensities and the common grid.
 
 Everything here is an invertible record or a stated loss. The moving image is brought to the fixed grid by
 an affine map between the two *indices* (tensor order); :func:`total_field` joins it with the network's
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bsafusion.deformation import DeformationField, identity_grid, sample
-from bsafusion.image import LUMA_WEIGHTS, Geometry, Image, ImageError
+from bsafusion.image import Geometry, Image, ImageError
 
 Values = TypeVar("Values", NDArray[np.float32], Tensor)
 IntensityMethod = Literal["auto", "minmax", "percentile"]
@@ -27,17 +27,6 @@ MatchMethod = Literal["same grid", "physical", "physical spacing, centred", "cen
 
 PERCENTILES = (0.1, 99.9)
 SMALLEST_OVERLAP = 0.25
-
-# BT.601, full range (as in JFIF): luma = kr R + kg G + kb B, chroma = scaled B - luma and R - luma.
-_KR, _KG, _KB = LUMA_WEIGHTS
-_CHROMA_FROM_RGB = np.array(
-    [
-        [-_KR / (2 * (1 - _KB)), -_KG / (2 * (1 - _KB)), 0.5],
-        [0.5, -_KG / (2 * (1 - _KR)), -_KB / (2 * (1 - _KR))],
-    ]
-)
-_YCC_FROM_RGB = np.vstack([[_KR, _KG, _KB], _CHROMA_FROM_RGB])
-_RGB_FROM_YCC = np.linalg.inv(_YCC_FROM_RGB)
 
 # What a picture is taken to show when nothing else is known: the display convention of radiology.
 # Columns of the direction matrix: where x (rightwards) and y (downwards) point in the plane's own two axes.
@@ -91,51 +80,6 @@ def fit_intensity(image: Image, *, method: IntensityMethod = "auto") -> Intensit
     inner_low, inner_high = (float(value) for value in np.percentile(array[array > low], PERCENTILES))
     # A mask has one value above its minimum and no percentiles to speak of.
     return IntensityScaling(inner_low, inner_high) if inner_high > inner_low else IntensityScaling(low, high)
-
-
-# --- colour ---------------------------------------------------------------------
-
-
-def _apply_matrix(matrix: NDArray[np.float64], channels: Tensor) -> Tensor:
-    weights = torch.as_tensor(matrix, dtype=channels.dtype, device=channels.device)
-    return torch.einsum("ij,j...->i...", weights, channels)
-
-
-def split_colour(rgb: Tensor) -> tuple[Tensor, Tensor]:
-    """RGB ``3 *S`` in [0, 1] to luma ``1 *S`` in [0, 1] and chroma ``2 *S`` (Cb, Cr) in [-0.5, 0.5].
-
-    ITU-R BT.601 weights, full range. :func:`join_colour` is the exact inverse.
-    """
-    if rgb.dim() < 1 or rgb.shape[0] != 3:
-        raise ValueError(f"colour of shape {tuple(rgb.shape)}; expected 3 channels first; grey has no chroma")
-    channels = _apply_matrix(_YCC_FROM_RGB, rgb)
-    return channels[:1], channels[1:]
-
-
-def join_colour(luma: Tensor, chroma: Tensor) -> Tensor:
-    """Luma ``1 *S`` and chroma ``2 *S`` back to RGB ``3 *S``."""
-    return _apply_matrix(_RGB_FROM_YCC, torch.cat([luma, chroma]))
-
-
-def recolour(luma: Tensor, chroma: Tensor) -> Tensor:
-    """Put another luminance under a colour: RGB ``3 *S`` in [0, 1] with exactly this luma and exactly this
-    hue.
-
-    The hue is the angle in the chroma plane. Where luma and chroma together leave the RGB cube, the chroma
-    vector is shortened by the largest factor ``k <= 1`` that stays inside: R, G, B are ``luma + k v`` with
-    ``v`` the RGB of the chroma alone, so ``k = min over R, G, B of (1 - luma) / v`` where ``v > 0`` and
-    ``luma / -v`` where ``v < 0``.
-
-    Args:
-        luma: ``1 *S``; clamped to [0, 1].
-        chroma: ``2 *S``.
-    """
-    luma = luma.clamp(0.0, 1.0)
-    offset = _apply_matrix(_RGB_FROM_YCC[:, 1:], chroma)
-    # Never quite zero, so that no colour on black is 0 / 0.
-    room = torch.where(offset > 0, 1.0 - luma, luma).clamp_min(1e-12)
-    factor = (room / torch.maximum(offset.abs(), room)).amin(0, keepdim=True)
-    return (luma + factor * offset).clamp(0.0, 1.0)
 
 
 # --- the common grid ---------------------------------------------------------------------

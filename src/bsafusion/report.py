@@ -20,6 +20,14 @@ from bsafusion.preprocessing import GridMatch
 
 NOT_CLINICAL = "Research use only. Not for clinical use."
 
+ALIGN_AND_FUSE, FUSE_ONLY, ALIGN_ONLY = "align and fuse", "fuse only", "align only"
+MODES = {
+    ALIGN_AND_FUSE: "",
+    FUSE_ONLY: "alignment was skipped as asked: the images were taken as aligned already",
+    ALIGN_ONLY: "nothing was fused, as asked",
+}
+"""What was asked for, and what a result has to say of it."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -27,7 +35,7 @@ class Evidence:
 
     Attributes:
         similarity_before, similarity_after: mean cosine of the learned descriptors, before and after alignment; None
-            where the preset has none.
+            where the preset has none, and after an alignment that was skipped.
         expected_error: mean of the network's own estimate of the field's error; None where the preset has none.
         displacement_mean, displacement_max: size of the field.
         folded_share: share of all pixels with a Jacobian determinant of at most 0.
@@ -68,14 +76,14 @@ def verdict(evidence: Evidence, longer_side: int, limits: Limits | None = None) 
             f"{limits.expected_error * longer_side:.1f} px is trusted"
         )
     before, after = evidence.similarity_before, evidence.similarity_after
-    if after is not None and before is not None:
-        if after < limits.similarity_after:
-            reasons.append(
-                f"the aligned images have a descriptor similarity of {after:.2f}; at least "
-                f"{limits.similarity_after:.2f} is expected of images of one head"
-            )
-        if after < before - 0.05:
-            reasons.append(f"alignment lowered the descriptor similarity from {before:.2f} to {after:.2f}")
+    what, similarity = ("aligned images", after) if after is not None else ("images as given", before)
+    if similarity is not None and similarity < limits.similarity_after:
+        reasons.append(
+            f"the {what} have a descriptor similarity of {similarity:.2f}; at least "
+            f"{limits.similarity_after:.2f} is expected of images of one head"
+        )
+    if after is not None and before is not None and after < before - 0.05:
+        reasons.append(f"alignment lowered the descriptor similarity from {before:.2f} to {after:.2f}")
     if evidence.displacement_max > limits.displacement_max * longer_side:
         reasons.append(
             f"the field reaches {evidence.displacement_max:.0f} px; up to "
@@ -112,16 +120,23 @@ def describe(
     evidence: Evidence,
     status: str,
     reasons: list[str],
+    mode: str,
+    colour: Mapping[str, Any] | None,
     options: Mapping[str, Any],
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The content of ``report.json``; the same for the same inputs, weights and machine."""
+    """The content of ``report.json``; the same for the same inputs, weights and machine.
+
+    ``mode``: a key of :data:`MODES`. ``colour``: what was measured of the fused colours; None without a fused picture.
+    """
     return {
         "status": status,
         "reasons": reasons,
+        "mode": mode,
         "inputs": {"fixed": describe_input(fixed), "moving": describe_input(moving)},
         "grid": {"method": match.method, "note": match.note},
         "alignment": {k: None if v is None else round(v, 5) for k, v in asdict(evidence).items()},
+        "colour": None if colour is None else dict(colour),
         "options": dict(options),
         "versions": dict(versions),
         "use": NOT_CLINICAL,
@@ -153,8 +168,10 @@ def deformed_grid(displacement: torch.Tensor, spacing: int = 16) -> Panel:
     return np.repeat(pulled[None], 3, axis=0)
 
 
-def overview(panels: list[tuple[str, Panel]], status: str, reasons: list[str], *, side: int = 320) -> PIL.Image.Image:
-    """Panels in rows of three, each ``side`` pixels on its longer side, their names above, the verdict below."""
+def overview(
+    panels: list[tuple[str, Panel]], status: str, reasons: list[str], *, mode: str = ALIGN_AND_FUSE, side: int = 320
+) -> PIL.Image.Image:
+    """Panels in rows of three, each ``side`` pixels on its longer side, their names above, verdict and mode below."""
     font = PIL.ImageFont.load_default(size=13)
     height, width = panels[0][1].shape[-2:]
     scale = side / max(height, width)
@@ -162,7 +179,8 @@ def overview(panels: list[tuple[str, Panel]], status: str, reasons: list[str], *
     rows = -(-len(panels) // 3)
     # The names of narrow pictures must not run into each other.
     column = max(cell[0], *(math.ceil(font.getlength(name)) for name, _ in panels))
-    footer = _wrapped([f"{status.upper()}: {r}" for r in reasons] or [f"status: {status}"], 3 * column, font)
+    said = [f"{status.upper()}: {r}" for r in reasons] or [f"status: {status}"]
+    footer = _wrapped([*said, *([MODES[mode]] if MODES[mode] else [])], 3 * column, font)
     size = (3 * column + 4 * _GAP, rows * (cell[1] + _LINE + _GAP) + _GAP + _LINE * (len(footer) + 1))
     sheet = PIL.Image.new("RGB", size, (18, 20, 24))
     draw = PIL.ImageDraw.Draw(sheet)

@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from bsafusion.report import NOT_CLINICAL, Panel
+from bsafusion.report import ALIGN_AND_FUSE, FUSE_ONLY, MODES, NOT_CLINICAL, Panel
 
 LONGEST_SIDE = 1024
 """Pixels a side of a picture in the page: enough for the eye, small enough for an e-mail."""
@@ -42,6 +42,9 @@ def words(report: Mapping[str, Any]) -> list[Sentence]:
         )
     known = {name: float(value) for name, value in evidence.items() if isinstance(value, int | float)}
     sentences: list[Sentence] = []
+    mode = report.get("mode", ALIGN_AND_FUSE)
+    if MODES.get(mode):
+        sentences.append(("Asked for", _sentence(MODES[mode])))
     if (error := known.get("expected_error")) is not None:
         sentences.append(
             ("Expected error", f"The network expects its field to be off by {error:.1f} px on average inside the head.")
@@ -56,6 +59,13 @@ def words(report: Mapping[str, Any]) -> list[Sentence]:
                 f"{before:.3f} before alignment, {after:.3f} after.",
             )
         )
+    if mode == FUSE_ONLY:
+        if before is not None:
+            text = (
+                f"The likeness of the two images as given, as the network describes them (1 is the most): {before:.3f}."
+            )
+            sentences.append(("Similarity", text))
+        return sentences + _colour_words(report.get("colour"))
     mean, largest = known.get("displacement_mean"), known.get("displacement_max")
     if mean is not None and largest is not None:
         sentences.append(
@@ -67,30 +77,44 @@ def words(report: Mapping[str, Any]) -> list[Sentence]:
     if (outside := known.get("outside_share")) is not None:
         part = f"{outside:.1%} of the head" if outside > 0 else "No part of the head"
         sentences.append(("Coverage", f"{part} lies outside the moving image."))
-    return sentences
+    return sentences + _colour_words(report.get("colour"))
+
+
+def _colour_words(colour: Any) -> list[Sentence]:
+    """What was measured of the fused colours, in a sentence; nothing of a grey picture."""
+    error = colour.get("hue_error_median_deg") if isinstance(colour, Mapping) else None
+    if error is None:
+        return []
+    text = (
+        f"Where the moving image is coloured, the hue of the fused image differs by {error:.2f}° (median); "
+        f"{colour['clipped_share']:.2%} of the pixels are clipped."
+    )
+    return [("Colour", text)]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def render(
-    report: Mapping[str, Any], panels: list[tuple[str, Panel]], expected_error: NDArray[np.float32] | None
+    report: Mapping[str, Any],
+    panels: Mapping[str, tuple[str, Panel]],
+    expected_error: NDArray[np.float32] | None,
 ) -> str:
     """The page as text; the same for the same arguments.
 
     Args:
         report: the content of ``report.json``.
-        panels: names and pictures ``3 H W`` in [0, 1], as ``FusionResult.panels``: fixed, moving, aligned and fused
-            come first, in this order.
-        expected_error: ``H W``, pixels; None where the preset has none.
+        panels: identifiers, each with a name and a picture ``3 H W`` in [0, 1], as ``FusionResult.panels``: ``fixed``
+            and ``moving``, and what else is to be shown.
+        expected_error: ``H W``, pixels; None where there is none.
 
     Raises:
-        ValueError: fewer than four panels, or a report without evidence.
+        ValueError: no fixed or no moving panel, or a report without evidence.
     """
-    if len(panels) < 4:
-        raise ValueError(f"{len(panels)} panels; expected fixed, moving, aligned, fused and what else is to be shown")
-    identifiers = [*_LAYERS, *(f"panel-{index}" for index in range(len(_LAYERS), len(panels)))]
-    figures = [
-        _figure(identifier, name, _png(_picture(panel)))
-        for identifier, (name, panel) in zip(identifiers, panels, strict=True)
-    ]
+    if not {"fixed", "moving"} <= panels.keys():
+        raise ValueError(f"panels {', '.join(panels) or 'none'}; expected fixed, moving and what else is to be shown")
+    figures = [_figure(identifier, name, _png(_picture(panel))) for identifier, (name, panel) in panels.items()]
     if expected_error is not None:
         largest = max(float(expected_error.max()), 1e-6)
         caption = f"expected error: dark 0 px, bright {largest:.1f} px"
@@ -102,7 +126,7 @@ def render(
     body = [
         f"<header><h1>{escape(title)}</h1><p>Alignment and fusion by bsafusion. <strong>{NOT_CLINICAL}</strong></p>",
         "</header>",
-        _banner(report["status"], report["reasons"]),
+        _banner(report["status"], report["reasons"], report["mode"]),
         '<section id="swipe"></section>',
         f'<section><h2>Pictures</h2><div class="figures">{"".join(figures)}</div></section>',
         _table("Evidence", words(report)),
@@ -124,7 +148,7 @@ def render(
 
 
 def pictures(page: str) -> dict[str, tuple[PIL.Image.Image, float | None]]:
-    """What :func:`render` put into a page: ``fixed``, ``moving``, ``aligned``, ``fused``, ``expected-error``.
+    """What :func:`render` put into a page: ``fixed``, ``moving``, ``expected-error`` and so on, as far as it has them.
 
     Each with the value that its brightest level stands for, where there is one: ``expected-error`` has 256 levels
     (its palette's indices) from 0 to that many pixels.
@@ -145,7 +169,6 @@ def pictures(page: str) -> dict[str, tuple[PIL.Image.Image, float | None]]:
     return found
 
 
-_LAYERS = ("fixed", "moving", "aligned", "fused")
 _EMBEDDED = re.compile(
     r'<img id="([a-z0-9-]+)"(?: data-largest="([0-9.e+-]+)")? alt="[^"]*" src="data:image/png;base64,([A-Za-z0-9+/=]+)"'
 )
@@ -192,13 +215,17 @@ def _figure(identifier: str, caption: str, png: str, *, data: str = "") -> str:
     )
 
 
-def _banner(status: str, reasons: list[str]) -> str:
+def _banner(status: str, reasons: list[str], mode: str) -> str:
+    what = "that the images lie on each other" if mode == FUSE_ONLY else "the alignment"
+    note = f"<p>{_sentence(MODES[mode])}</p>" if MODES[mode] else ""
     if status == "ok":
-        return '<section class="verdict ok"><h2>ok</h2><p>No check found a reason to doubt the alignment.</p></section>'
+        text = f"<p>No check found a reason to doubt {what}.</p>"
+        return f'<section class="verdict ok"><h2>ok</h2>{text}{note}</section>'
     items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
+    trusted = "that the images lie on each other" if mode == FUSE_ONLY else "this alignment"
     return (
         f'<section class="verdict suspect" role="alert"><h2>{escape(status)}</h2>'
-        f"<p>Do not trust this alignment without looking closely:</p><ul>{items}</ul></section>"
+        f"<p>Do not trust {trusted} without looking closely:</p><ul>{items}</ul>{note}</section>"
     )
 
 
@@ -211,6 +238,8 @@ def _text(value: Any) -> str:
         return "; ".join(f"{name.replace('_', ' ')}: {_text(entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple):
         return " × ".join(_text(entry) for entry in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -281,14 +310,15 @@ _SCRIPT = """
   const root = document.getElementById("swipe");
   make("h2", root, { textContent: "Swipe: fixed on the left" });
   const pair = make("div", root, { className: "pair" });
-  const right = make("img", pair, { alt: "", src: source("aligned") });
+  const others = [["aligned", "moving, aligned"], ["moving", "moving, as it came"], ["fused", "fused"]]
+    .filter(([id]) => document.getElementById(id));
+  const right = make("img", pair, { alt: "", src: source(others[0][0]) });
   const left = make("img", pair, { className: "over", alt: "", src: source("fixed") });
   const divider = make("div", pair, { className: "divider" });
   const controls = make("div", root, { className: "controls" });
   const range = labelled("Divider ", "input", { type: "range", min: 0, max: 100 });
   const choice = labelled("on the right ", "select");
-  for (const [id, name] of [["aligned", "moving, aligned"], ["moving", "moving, as it came"], ["fused", "fused"]])
-    make("option", choice, { value: id, textContent: name });
+  for (const [id, name] of others) make("option", choice, { value: id, textContent: name });
   const show = () => {
     left.style.clipPath = `inset(0 ${100 - range.value}% 0 0)`;
     divider.style.left = `${range.value}%`;

@@ -23,6 +23,7 @@ from bsafusion.image import Image, ImageError
 from bsafusion.io import read_deformation, read_image
 from bsafusion.pipeline import FusionResult
 from bsafusion.preprocessing import fit_intensity
+from bsafusion.report import ALIGN_ONLY
 from bsafusion.report_page import pictures, words
 
 REPORT = "report.json"
@@ -104,9 +105,10 @@ def view_of(result: FusionResult, name: str) -> View:
         "fixed": _image_layer(result.fixed, result.fixed.array),
         "moving": _image_layer(result.moving, result.moving_on_fixed_grid),
         "aligned": _image_layer(result.moving, result.aligned),
-        "fused": Layer(np.ascontiguousarray(result.fused, dtype="<f4")),
         **_field_layers(result.displacement),
     }
+    if result.fused is not None:
+        layers["fused"] = Layer(np.ascontiguousarray(result.fused, dtype="<f4"))
     if result.expected_error is not None:
         layers["expected_error"] = _error_layer(result.expected_error)
     return View(name, result.report, layers)
@@ -145,7 +147,7 @@ def read_view(folder: Path) -> View:
     report = read_report(folder)
     layers: dict[str, Layer] = {}
     missing: list[str] = []
-    for name in ("fused", "aligned"):
+    for name in ("aligned",) if report.get("mode") == ALIGN_ONLY else ("fused", "aligned"):
         try:
             layers[name] = _stored(folder, name)
         except ImageError as error:

@@ -263,6 +263,7 @@ function showResult() {
   const { report, words, note, files, key, name } = state.result;
   const banner = $("verdict");
   const suspect = report.status !== "ok";
+  NAMES.aligned = report.mode === "fuse only" ? "moving, taken as aligned" : "moving, aligned";
   banner.hidden = false;
   banner.className = suspect ? "suspect" : "ok";
   banner.replaceChildren();
