@@ -1,0 +1,36 @@
+"""Both directions against forward only, reverse only and a single step: what does each buy?
+
+    OMP_NUM_THREADS=1 python experiments/ablation_direction.py PAIRS.csv -o RUNS
+
+-- results, written by the command --
+Not yet run.
+-- end of results --
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ablations import ALIGNMENT, BASELINE, PAPER, RIGID, SECOND_SEED, Ablation, Variant, endpoint_errors, main
+
+ABLATION = Ablation(
+    file=Path(__file__),
+    base=ALIGNMENT,
+    variants=(
+        BASELINE,
+        SECOND_SEED,
+        Variant("forward", ("model.alignment.direction=forward",)),
+        Variant("reverse", ("model.alignment.direction=reverse",)),
+        Variant("one step, affine", ('model.alignment.steps=["affine"]',)),
+        Variant("one step, 1/16", ('model.alignment.steps=["1/16"]',)),
+        Variant("one step, 1/4", ('model.alignment.steps=["1/4"]',)),
+    ),
+    measure=endpoint_errors,
+    columns=(RIGID, PAPER),
+    notes="Mean endpoint error inside the head on the val pairs, mean over tasks, one draw each of the suites rigid "
+    "(8 degrees, 8 px) and paper. The baseline moves both images in four steps; forward moves the moving image only, "
+    "reverse the fixed one only; the single steps move both.",
+)
+
+if __name__ == "__main__":
+    main(ABLATION)
