@@ -31,7 +31,7 @@ def _filter_valid(stack: Tensor, window: Tensor) -> Tensor:
     count = planes.shape[1]
     rows = F.conv2d(planes, window.view(1, 1, -1, 1).expand(count, 1, -1, 1), groups=count)
     columns = F.conv2d(rows, window.view(1, 1, 1, -1).expand(count, 1, 1, -1), groups=count)
-    return columns[0].unflatten(0, stack.shape[:2])
+    return columns.view(*stack.shape[:2], *columns.shape[-2:])
 
 
 def _moments(fused: Tensor, sources: tuple[Tensor, ...], window: Tensor) -> list[tuple[Tensor, ...]]:
@@ -41,7 +41,7 @@ def _moments(fused: Tensor, sources: tuple[Tensor, ...], window: Tensor) -> list
         planes += [source, source.square(), source * fused]
     mean_fused, square_fused, *rest = _filter_valid(torch.cat(planes, dim=1), window).unbind(1)
     var_fused = (square_fused - mean_fused.square()).clamp(min=0)
-    found = []
+    found: list[tuple[Tensor, ...]] = []
     for mean, square, product in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
         var = (square - mean.square()).clamp(min=0)
         found.append((mean, mean_fused, var, var_fused, product - mean * mean_fused))
@@ -130,8 +130,8 @@ def visibility_loss(fused: Tensor, fixed: Tensor, moving: Tensor) -> Tensor:
     distance = F.avg_pool2d(seen.square(), block)
     sources = images[:, :2].flatten(0, 1)[:, None]
     gradient = F.conv2d(sources, _sobel_kernels(images), padding=1).square().sum(1, keepdim=True).sqrt()
-    saliency = F.avg_pool2d((gradient / 1000) ** 5, block).unflatten(0, (len(images), 2))[:, :, 0] + 1e-12
-    value = (saliency * distance).sum(dim=(1, 2, 3)) / saliency.sum(dim=(1, 2, 3))
+    saliency = F.avg_pool2d((gradient / 1000) ** 5, block).view_as(distance) + 1e-12
+    value: Tensor = (saliency * distance).sum(dim=(1, 2, 3)) / saliency.sum(dim=(1, 2, 3))
     return (value / 100).log1p().mean()
 
 

@@ -78,7 +78,8 @@ class Muon(torch.optim.Optimizer):
         mean: Tensor = state.setdefault("exp_avg", torch.zeros_like(p))
         mean.lerp_(gradient, 1 - group["momentum"])
         ahead = gradient.lerp(mean, group["momentum"]).flatten(1)
-        return orthogonalise(ahead).view_as(p) * (UPDATE_RMS * max(ahead.shape) ** 0.5)
+        scale: float = UPDATE_RMS * max(ahead.shape) ** 0.5
+        return scale * orthogonalise(ahead).view_as(p)
 
     def _adam(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[p]
@@ -89,4 +90,6 @@ class Muon(torch.optim.Optimizer):
         first, second = group["betas"]
         mean.lerp_(gradient, 1 - first)
         square.lerp_(gradient.square(), 1 - second)
-        return (mean / (1 - first ** float(step))) / ((square / (1 - second ** float(step))).sqrt() + group["eps"])
+        unbiased, spread = mean / (1 - first ** float(step)), (square / (1 - second ** float(step))).sqrt()
+        direction: Tensor = unbiased / (spread + group["eps"])
+        return direction
