@@ -184,7 +184,8 @@ def test_equal_images_stay_where_they_are(small_cfg: BSAFusionCfg, randomise: Ra
 
 
 def test_the_two_fields_are_inverse(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
-    cfg = replace(small_cfg, alignment=replace(small_cfg.alignment, steps=("affine", "1/16")))
+    # Without residual blocks: random ones make a field too wild to be inverted.
+    cfg = replace(small_cfg, alignment=replace(small_cfg.alignment, steps=("affine", "1/16"), residual=(0,) * 6))
     alignment = randomise(BSAFusion(cfg)).predict(*images()).alignment
     both = compose(alignment.displacement, alignment.inverse)[..., 12:-12, 12:-12]
     assert both.abs().mean() < 0.1 * alignment.displacement.abs().mean()

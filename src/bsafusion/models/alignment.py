@@ -88,8 +88,8 @@ class AlignmentCfg:
     steps: tuple[str, ...] = ("affine", "1/16", "1/8", "1/4")
     direction: Direction = "both"
     layers: int = 2
-    residual: tuple[int, ...] = (0, 0, 0, 0, 0, 0)
-    context: int = 8
+    residual: tuple[int, ...] = (0, 2, 2, 0, 0, 0)
+    context: int = 24
     hidden: tuple[int, ...] = (0, 64, 64, 48, 24, 8)
     descriptors: int = 32
     radius: tuple[int, ...] = (0, 3, 3, 3, 2, 1)

@@ -1,0 +1,42 @@
+"""A point on the line between two weight files of one shape: ``(1 - SHARE) A + SHARE B``.
+
+    python scripts/average_weights.py A.safetensors B.safetensors SHARE -o OUT.safetensors
+
+Where B was trained on from A with other weights of the loss, the point between them is a compromise of both aims that
+costs no training (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bsafusion import weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("first")
+    parser.add_argument("second")
+    parser.add_argument("share", type=float)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    args = parser.parse_args()
+    (one, record), (other, _) = weights.load(args.first), weights.load(args.second)
+    if one.cfg != other.cfg:
+        parser.error("the two files hold networks of different shapes")
+    state, target = one.state_dict(), other.state_dict()
+    mixed = {k: v.lerp(target[k], args.share) if v.is_floating_point() else v for k, v in state.items()}
+    weights.save(
+        args.out.parent,
+        args.out.stem,
+        mixed,
+        preset=one.cfg.preset,
+        config=one.cfg.to_dict(),
+        tasks=record.tasks,
+        data=record.data,
+        steps=record.steps,
+    )
+
+
+if __name__ == "__main__":
+    main()
