@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from bsafusion.pipeline import FusionResult
 
 app = typer.Typer(
     help="Align and fuse two unaligned medical images. Research use only. Not for clinical use.",
@@ -26,6 +29,25 @@ app = typer.Typer(
 Task = Annotated[str, typer.Option(help="ct-mri, pet-mri, spect-mri or auto.")]
 Weights = Annotated[str, typer.Option(help="Name of shipped weights (see info) or a .safetensors file.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps.")]
+FusionName = Annotated[str, typer.Option(help="network, or without one: maximum, average, laplacian or guided.")]
+Blend = Annotated[
+    str,
+    typer.Option(
+        help="luminance (fused, in the moving image's hue), alpha (moving laid over fixed) or none (fused, grey)."
+    ),
+]
+Colormap = Annotated[
+    str,
+    typer.Option(
+        help="For a grey moving image, of DICOM: hot-iron, pet, hot-metal-blue, pet-20-step, spring, summer, fall, "
+        "winter; or none."
+    ),
+]
+WeightFixed = Annotated[
+    float, typer.Option(help="0: the moving image alone, 0.5: the balance that was trained, 1: the fixed image alone.")
+]
+Aligned = Annotated[bool, typer.Option("--aligned", help="The images are aligned already: fuse them as given.")]
+NoFuse = Annotated[bool, typer.Option("--no-fuse", help="Align only.")]
 
 
 @contextmanager
@@ -55,6 +77,12 @@ def fuse(
     moving: Annotated[Path, typer.Argument(help="Image to be aligned (CT, PET, SPECT).", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Result folder.", show_default=False)],
     task: Task = "auto",
+    fusion: FusionName = "network",
+    blend: Blend = "luminance",
+    colormap: Colormap = "none",
+    weight_fixed: WeightFixed = 0.5,
+    aligned: Aligned = False,
+    no_fuse: NoFuse = False,
     weights: Weights = "default",
     device: Device = "cpu",
     fixed_slice: Annotated[int | None, typer.Option(help="Slice of a 3-D fixed NIfTI.")] = None,
@@ -70,16 +98,19 @@ def fuse(
             )
         if out.is_dir() and any(out.iterdir()) and not overwrite:
             raise FileExistsError(f"{out} exists and is not empty; choose another folder or pass --overwrite")
+        from dataclasses import asdict
+
         from bsafusion import pipeline
 
         pipeline.check_task(task)
+        options = pipeline.FuseOptions(fusion, blend, colormap, weight_fixed, aligned, align_only=no_fuse)
         image_fixed = pipeline.read_input(fixed, "fixed", slice_index=fixed_slice)
         image_moving = pipeline.read_input(moving, "moving", slice_index=moving_slice)
         model = pipeline.load_model(weights, device=device)
         started = time.perf_counter()
-        result = pipeline.fuse(image_fixed, image_moving, task=task, model=model)
+        result = pipeline.fuse(image_fixed, image_moving, task=task, model=model, **asdict(options))
         result.save(out, overwrite=overwrite)
-        _say(result.status, result.reasons, out, time.perf_counter() - started)
+        _say(result, out, time.perf_counter() - started)
 
 
 def _check_folder(out: Path) -> None:
@@ -89,25 +120,34 @@ def _check_folder(out: Path) -> None:
             raise NotADirectoryError(f"{path} is a file; expected a folder for the result; choose another path")
 
 
-def _say(status: str, reasons: list[str], out: Path, seconds: float) -> None:
-    if status != "ok":
-        for reason in reasons:
-            typer.echo(f"bsafusion: suspect: {reason}", err=True)
-    typer.echo(f"{status} in {seconds:.2f} s: {out / 'overview.png'}")
+def _say(result: FusionResult, out: Path, seconds: float) -> None:
+    from bsafusion.report import MODES
+
+    for reason in result.reasons:
+        typer.echo(f"bsafusion: suspect: {reason}", err=True)
+    note = MODES[result.options.mode]
+    typer.echo(f"{result.status} in {seconds:.2f} s{f' ({note})' if note else ''}: {out / 'overview.png'}")
 
 
 @app.command()
 def batch(
     manifest: Annotated[Path, typer.Argument(help="CSV with columns id,fixed,moving[,task].", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the result folders.", show_default=False)],
+    fusion: FusionName = "network",
+    blend: Blend = "luminance",
+    colormap: Colormap = "none",
+    weight_fixed: WeightFixed = 0.5,
+    aligned: Aligned = False,
+    no_fuse: NoFuse = False,
     weights: Weights = "default",
     device: Device = "cpu",
 ) -> None:
     """Fuse every pair of MANIFEST into OUT/<id>. Run it again to go on where it stopped."""
     with _one_line_errors():
         from bsafusion.batch import read_manifest, run_batch
-        from bsafusion.pipeline import load_model
+        from bsafusion.pipeline import FuseOptions, load_model
 
+        options = FuseOptions(fusion, blend, colormap, weight_fixed, aligned, align_only=no_fuse)
         rows = read_manifest(manifest)
         _check_folder(out)
         model = load_model(weights, device=device)
@@ -118,7 +158,7 @@ def batch(
         console = Console(stderr=True)
         results = list(
             track(
-                run_batch(rows, out, model),
+                run_batch(rows, out, model, options),
                 "fusing",
                 total=len(rows),
                 console=console,
@@ -281,6 +321,147 @@ def _say_summary(summary: dict[str, Any], as_json: bool) -> None:
 
 
 @app.command()
+def evaluate(
+    pairs: Annotated[Path, typer.Argument(help="CSV with columns task,fixed,moving,split[,case].", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of predictions, scores and tables; resumed.", show_default=False)
+    ],
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(help="Weights, called bsafusion, or NAME=WEIGHTS; several times. [default: default]"),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Names, separated by commas; all weights, competitors and --fused if left out."),
+    ] = None,
+    suites: Annotated[str, typer.Option(help="Misalignments, separated by commas.")] = "paper,rigid,large,corrupted",
+    draws: Annotated[int, typer.Option(help="Misalignments of each pair.")] = 3,
+    competitor_draws: Annotated[int, typer.Option(help="The same for the slower classical methods.")] = 1,
+    fusions: Annotated[
+        str, typer.Option(help="Plain fusions of every method's alignment: maximum, average, laplacian, guided.")
+    ] = "maximum,average,laplacian",
+    fused: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER of a third party's fused images; several times.")
+    ] = None,
+    python: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=INTERPRETER in which elastix or ants is installed; several times."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of the pairs.")] = "val",
+    side: Annotated[int, typer.Option(help="Pixels a side that pairs are brought to.")] = 256,
+    limit: Annotated[int | None, typer.Option(help="At most so many pairs a task.")] = None,
+    jobs: Annotated[int, typer.Option(help="Workers, one thread each.")] = 1,
+    reference: Annotated[
+        str, typer.Option(help="Moving image of the fusion metrics: truth (before it was deformed) or aligned.")
+    ] = "truth",
+    device: Device = "cpu",
+    split_by: Annotated[
+        str, typer.Option(help="slice: the split of PAIRS; case: also train without the patients that are tested.")
+    ] = "slice",
+    folds: Annotated[int, typer.Option(help="Of the patients, with --split-by case.")] = 3,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="With --split-by case: an option of its trainings as PATH=VALUE, as in train."),
+    ] = None,
+    predict_only: Annotated[bool, typer.Option("--predict-only", help="Predict to files, score later.")] = False,
+    inputs_only: Annotated[
+        bool, typer.Option("--inputs-only", help="Write the misaligned images for other programs, nothing else.")
+    ] = False,
+) -> None:
+    """Compare weights and classical registration on PAIRS, misaligned by known fields. Run it again to go on."""
+    with _one_line_errors():
+        if split_by not in ("slice", "case"):
+            raise ValueError(f"--split-by {split_by!r}: expected slice or case")
+        if set_ and split_by != "case":
+            raise ValueError("--set shapes the trainings of --split-by case; leave it out, or split by case")
+        from bsafusion import evaluation
+        from bsafusion.benchmark import Benchmark, EvaluationCfg
+
+        cfg = EvaluationCfg(
+            split=split,
+            suites=_listed(suites),
+            draws=draws,
+            competitor_draws=competitor_draws,
+            fusions=_listed(fusions),
+            reference=reference,  # type: ignore[arg-type]
+            side=side,
+            limit=limit,
+            jobs=jobs,
+        )
+        chosen = evaluation.choose_methods(methods, weights=weights or (), fused=fused or (), pythons=python or ())
+        _check_folder(out)
+        benchmark = Benchmark(pairs, cfg)
+        if inputs_only:
+            typer.echo(str(evaluation.write_inputs(benchmark, out)))
+            return
+        if split_by == "case":
+            # Long trainings: what else is compared has to be asked for.
+            chosen = [] if methods is None else chosen
+
+        from rich.console import Console
+        from rich.progress import Progress, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = ("{task.description}", "{task.completed:.0f}", TimeElapsedColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            advance = _counters(progress)
+            notes = []
+            of_folds = _predict_folds(benchmark, out, folds, set_ or [], device, advance) if split_by == "case" else []
+            left_out = evaluation.predict_methods(benchmark, out, chosen, device=device, on_case=advance)
+            chosen = [*of_folds, *chosen]
+            for name, reason in left_out.items():
+                notes.append(f"{name} was not run: {reason}")
+                typer.echo(f"bsafusion: {notes[-1]}", err=True)
+            if predict_only:
+                typer.echo(str(out / "predictions"))
+                return
+            rows = evaluation.score_methods(benchmark, out, chosen, on_pair=lambda: advance("scoring"))
+
+        from bsafusion.evaluation_page import write_report
+
+        typer.echo(write_report(benchmark, out, chosen, rows, notes))
+        typer.echo(f"\n{out / 'report.html'}")
+
+
+def _counters(progress: Any) -> Callable[[str], None]:
+    """Counts under names, each shown from when it is first heard of; lines now and then where there is no terminal."""
+    tasks: dict[str, Any] = {}
+
+    def advance(name: str) -> None:
+        if name not in tasks:
+            tasks[name] = progress.add_task(name, total=None)
+        progress.advance(tasks[name])
+        done = int(progress.tasks[tasks[name]].completed)
+        if not progress.console.is_terminal and done % 20 == 0:
+            progress.console.print(f"{name}: {done}", highlight=False)
+
+    return advance
+
+
+def _predict_folds(
+    benchmark: Any, out: Path, folds: int, settings: list[str], device: str, advance: Callable[[str], None]
+) -> Any:
+    from bsafusion.cross_validation import METHODS, predict_folds, train_folds
+    from bsafusion.models.bsafusion import PRESETS
+    from bsafusion.options import with_options
+    from bsafusion.training import TrainingCfg
+
+    cfg, model_cfg = with_options(TrainingCfg(), PRESETS["default"](), settings)
+    trained = train_folds(
+        *(benchmark.path, out, folds),
+        cfg=cfg,
+        model_cfg=model_cfg,
+        device=device,
+        on_step=lambda run, _step, _figures: advance(f"training {run}"),
+    )
+    return predict_folds(benchmark, out, trained, device=device, on_case=lambda: advance(METHODS[-1]))
+
+
+def _listed(names: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in names.split(",") if name.strip())
+
+
+@app.command()
 def train(
     pairs: Annotated[Path, typer.Argument(help="CSV with columns task,fixed,moving,split.", show_default=False)],
     out: Annotated[
@@ -323,7 +504,8 @@ def train(
         _check_folder(out)
         cfg: Any = TrainingCfg(parts=parts, steps=steps, batch=batch, lr=lr, seed=seed, precision=precision)  # type: ignore[arg-type]
         if preset == "paper":
-            cfg = replace(cfg, weights=LossWeights.published())
+            published: Any = {"weights": LossWeights.published(), "fusion_reference": "aligned", "adapt_mu": True}
+            cfg = replace(cfg, optimizer="adamw", **published)
         cfg, model_cfg = with_options(cfg, PRESETS[preset](), set_ or [])
 
         from rich.console import Console

@@ -41,10 +41,12 @@ from bsafusion.report import (
     checkerboard,
     deformed_grid,
     describe,
+    describe_trust,
     overview,
     verdict,
 )
 from bsafusion.report_page import render
+from bsafusion.trust import Calibration, read_calibration
 
 Array = NDArray[np.float32]
 AUTO = "auto"
@@ -141,11 +143,16 @@ class FuseOptions:
 
 @dataclass(frozen=True)
 class Model:
-    """A network with the record of its weights, on a device; load once, fuse often."""
+    """A network with the record of its weights, on a device; load once, fuse often.
+
+    ``trust`` is the calibration of the verdict for these weights, if there is one, ``trust_note`` a word on it.
+    """
 
     network: BSAFusion
     record: weights.WeightsRecord
     device: str
+    trust: Calibration | None = None
+    trust_note: str = "no calibration was loaded; only plain limits judge the result"
 
 
 def load_model(name: str = weights.DEFAULT, *, device: str = "cpu") -> Model:
@@ -157,7 +164,8 @@ def load_model(name: str = weights.DEFAULT, *, device: str = "cpu") -> Model:
     """
     check_device(device)
     network, record = weights.load(name, device=device)
-    return Model(network, record, device)
+    trust, note = read_calibration(weights.find(name)[1], network)
+    return Model(network, record, device, trust, note)
 
 
 def check_device(device: str) -> None:
@@ -337,7 +345,7 @@ def fuse(
     if not options.align_only:
         fused, colour = _picture(options, fixed, moving, carried, out.fused[0, 0].float().cpu().numpy())
     evidence = measure_evidence(out, luma_fixed, aligned_already=options.aligned)
-    status, reasons = verdict(evidence, max(shape))
+    status, reasons = verdict(evidence, max(shape), trust=model.trust)
     chosen, how = _task(task, moving, out)
     recorded = {
         "task": chosen,
@@ -354,6 +362,7 @@ def fuse(
         moving=moving,
         match=match,
         evidence=evidence,
+        trust=describe_trust(evidence, max(shape), trust=model.trust, note=model.trust_note),
         status=status,
         reasons=reasons,
         mode=options.mode,
@@ -467,16 +476,21 @@ def measure_evidence(out: Output, luma_fixed: Array, *, aligned_already: bool = 
     limits = torch.tensor(shape, dtype=partner.dtype).view(2, 1, 1) - 1
     outside = ((partner < -0.5) | (partner > limits + 0.5)).any(0)
 
-    def inside(values: torch.Tensor | None) -> float | None:
-        return None if values is None else float(values[0, 0].float().cpu()[mask].mean())
+    def inside(values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else values[0, 0].float().cpu()[mask]
 
-    before, after = alignment.similarity or (None, None)
+    def mean(values: torch.Tensor | None) -> float | None:
+        return None if values is None else float(values.mean())
+
+    before, after = map(inside, alignment.similarity or (None, None))
+    after = None if aligned_already else after
     return Evidence(
-        similarity_before=inside(before),
-        similarity_after=None if aligned_already else inside(after),
-        expected_error=inside(alignment.expected_error),
+        similarity_before=mean(before),
+        similarity_after=mean(after),
+        expected_error=mean(inside(alignment.expected_error)),
         displacement_mean=float(size[mask].mean()),
         displacement_max=float(size[mask].max()),
         folded_share=float((jacobian_determinant(displacement) <= 0).float().mean()),
         outside_share=float(outside[mask].float().mean()),
+        similarity_low=None if after is None else float(np.percentile(after.numpy(), 10)),
     )

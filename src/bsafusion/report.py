@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bsafusion.deformation import warp
 from bsafusion.image import Image
 from bsafusion.preprocessing import GridMatch
+from bsafusion.trust import OFF, Calibration
 
 NOT_CLINICAL = "Research use only. Not for clinical use."
 
@@ -40,6 +41,7 @@ class Evidence:
         displacement_mean, displacement_max: size of the field.
         folded_share: share of all pixels with a Jacobian determinant of at most 0.
         outside_share: share of the head whose partner lies outside the moving frame.
+        similarity_low: 10th percentile of the similarity after alignment, None where there is none.
     """
 
     similarity_before: float | None
@@ -49,13 +51,14 @@ class Evidence:
     displacement_max: float
     folded_share: float
     outside_share: float
+    similarity_low: float | None = None
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Beyond these a result is ``suspect``; ``benchmarks/trust.py`` measures how often.
+    """Beyond these a result is ``suspect``, whatever its calibrated probability; lengths are shares of the longer side.
 
-    Lengths are shares of the longer side, so that they hold at any size.
+    ``expected_error`` and ``similarity_after`` speak only where there is no calibrated probability, which weighs both.
     """
 
     expected_error: float = 4.0 / 256
@@ -65,9 +68,34 @@ class Limits:
     outside_share: float = 0.25
 
 
-def verdict(evidence: Evidence, longer_side: int, limits: Limits | None = None) -> tuple[str, list[str]]:
-    """``("ok", [])`` or ``("suspect", reasons)``, each reason with what was measured and what was expected."""
+def verdict(
+    evidence: Evidence, longer_side: int, limits: Limits | None = None, *, trust: Calibration | None = None
+) -> tuple[str, list[str]]:
+    """``("ok", [])`` or ``("suspect", reasons)``, each reason with what was measured and what was expected.
+
+    ``trust``: the calibration of the weights (:mod:`bsafusion.trust`); without it, or where the evidence lacks what it
+    needs (nothing was aligned), limits on the expected error and the similarity take its place.
+    """
     limits = limits or Limits()
+    measured = asdict(evidence)
+    if trust is not None and trust.probability(measured, longer_side) is not None:
+        reason = trust.reason(measured, longer_side)
+        reasons = [] if reason is None else [reason]
+    else:
+        reasons = _soft_reasons(evidence, longer_side, limits)
+    if evidence.displacement_max > limits.displacement_max * longer_side:
+        reasons.append(
+            f"the field reaches {evidence.displacement_max:.0f} px; up to "
+            f"{limits.displacement_max * longer_side:.0f} px was trained for"
+        )
+    if evidence.folded_share > limits.folded_share:
+        reasons.append(f"the field folds in {evidence.folded_share:.2%} of the pixels")
+    if evidence.outside_share > limits.outside_share:
+        reasons.append(f"{evidence.outside_share:.0%} of the head lies outside the moving image")
+    return ("suspect" if reasons else "ok"), reasons
+
+
+def _soft_reasons(evidence: Evidence, longer_side: int, limits: Limits) -> list[str]:
     reasons = []
     error = evidence.expected_error
     if error is not None and error > limits.expected_error * longer_side:
@@ -84,16 +112,25 @@ def verdict(evidence: Evidence, longer_side: int, limits: Limits | None = None) 
         )
     if after is not None and before is not None and after < before - 0.05:
         reasons.append(f"alignment lowered the descriptor similarity from {before:.2f} to {after:.2f}")
-    if evidence.displacement_max > limits.displacement_max * longer_side:
-        reasons.append(
-            f"the field reaches {evidence.displacement_max:.0f} px; up to "
-            f"{limits.displacement_max * longer_side:.0f} px was trained for"
-        )
-    if evidence.folded_share > limits.folded_share:
-        reasons.append(f"the field folds in {evidence.folded_share:.2%} of the pixels")
-    if evidence.outside_share > limits.outside_share:
-        reasons.append(f"{evidence.outside_share:.0%} of the head lies outside the moving image")
-    return ("suspect" if reasons else "ok"), reasons
+    return reasons
+
+
+def describe_trust(
+    evidence: Evidence, longer_side: int, *, trust: Calibration | None, note: str
+) -> dict[str, float | str | None]:
+    """For the report: the estimated chance that the result is wrong, and what the estimate rests on.
+
+    ``note``: a word on the calibration, or on why there is none.
+    """
+    probability = None if trust is None else trust.probability(asdict(evidence), longer_side)
+    if trust is not None and probability is None:
+        note = "nothing was aligned, so nothing is estimated"
+    return {
+        "probability_off": None if probability is None else round(probability, 4),
+        "off_from_px": round(OFF * longer_side, 2),
+        "suspect_from": None if trust is None or probability is None else trust.threshold,
+        "note": note,
+    }
 
 
 def describe_input(image: Image) -> dict[str, Any]:
@@ -118,6 +155,7 @@ def describe(
     moving: Image,
     match: GridMatch,
     evidence: Evidence,
+    trust: Mapping[str, float | str | None],
     status: str,
     reasons: list[str],
     mode: str,
@@ -127,7 +165,8 @@ def describe(
 ) -> dict[str, Any]:
     """The content of ``report.json``; the same for the same inputs, weights and machine.
 
-    ``mode``: a key of :data:`MODES`. ``colour``: what was measured of the fused colours; None without a fused picture.
+    ``trust``: from :func:`describe_trust`. ``mode``: a key of :data:`MODES`. ``colour``: what was measured of the fused
+    colours; None without a fused picture.
     """
     return {
         "status": status,
@@ -136,6 +175,7 @@ def describe(
         "inputs": {"fixed": describe_input(fixed), "moving": describe_input(moving)},
         "grid": {"method": match.method, "note": match.note},
         "alignment": {k: None if v is None else round(v, 5) for k, v in asdict(evidence).items()},
+        "trust": dict(trust),
         "colour": None if colour is None else dict(colour),
         "options": dict(options),
         "versions": dict(versions),

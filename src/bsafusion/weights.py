@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "pretrained"
 DEFAULT = "default"
+CALIBRATION = ".trust.json"
+"""Ending of the calibration that may lie beside weights; see ``trust``."""
 
 
 class WeightsError(ValueError):
@@ -68,7 +70,8 @@ class WeightsRecord:
 
 def shipped() -> list[WeightsRecord]:
     """The records of the weights in this package, by name."""
-    return [WeightsRecord.read(path) for path in sorted(FOLDER.glob("*.json"))]
+    cards = (path for path in sorted(FOLDER.glob("*.json")) if not path.name.endswith(CALIBRATION))
+    return [WeightsRecord.read(path) for path in cards]
 
 
 def file_sha256(path: Path) -> str:

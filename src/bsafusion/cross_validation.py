@@ -1,0 +1,106 @@
+"""New patients beside known ones: cross-validation over cases, beside the split that a pairs CSV states.
+
+The paper splits slices, so that slices of one volume stand on both sides. Here each test pair is aligned twice,
+misaligned in the same way: by a network that was trained on the file's own training split (``same-patients``), and by
+one that never saw a slice of this patient (``new-patients``, one network a fold). Training sets differ in size as well:
+a fold lacks the slices of its patients. Networks are taken as they are after the last step: no test pair chooses one.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bsafusion.benchmark import Benchmark, EvaluationError
+from bsafusion.datasets import Pair, case_folds, read_pairs
+from bsafusion.evaluation import Method, open_method, predict_method
+from bsafusion.io import write_whole
+from bsafusion.models.bsafusion import BSAFusionCfg
+from bsafusion.training import TrainingCfg, train
+from bsafusion.weights import file_sha256
+
+SAME, NEW = "same-patients", "new-patients"
+METHODS = (NEW, SAME)
+"""The first is compared with the other."""
+OnStep = Callable[[str, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Weights by training set: ``slices`` for the file's own split, and one per fold of held-out cases."""
+
+    slices: Path
+    folds: tuple[Path, ...]
+    of_case: Mapping[str, int]
+
+
+def train_folds(
+    pairs: Path,
+    out: Path,
+    count: int,
+    *,
+    cfg: TrainingCfg,
+    model_cfg: BSAFusionCfg,
+    device: str = "cpu",
+    on_step: OnStep | None = None,
+) -> Folds:
+    """Train ``count + 1`` networks alike, below ``out/folds``; runs that are there are resumed.
+
+    Args:
+        on_step: called after every step with the run's name, the step and its figures.
+
+    Raises:
+        EvaluationError: pairs without a case.
+        ValueError: fewer cases than folds in a task, or what ``training.train`` raises.
+    """
+    everything = read_pairs(pairs)
+    nameless = next((pair for pair in everything if not pair.case), None)
+    if nameless is not None:
+        raise EvaluationError(f"{pairs}: {nameless.task} {nameless.id} has no case; name the patient in column case")
+    of_case = case_folds(everything, count)
+    training = [pair for pair in everything if pair.split == "train"]
+    runs = {"slices": training}
+    for fold in range(count):
+        runs[f"fold-{fold + 1}"] = [pair for pair in training if of_case[pair.case] != fold]
+    weights = {}
+    for name, members in runs.items():
+        folder = out / "folds" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_pairs(folder / "pairs.csv", members)
+
+        def show(step: int, figures: dict[str, float], name: str = name) -> None:
+            if on_step:
+                on_step(name, step, figures)
+
+        weights[name] = train(folder / "pairs.csv", folder, model_cfg=model_cfg, cfg=cfg, device=device, on_step=show)
+    slices, *folds = weights.values()
+    return Folds(slices, tuple(folds), of_case)
+
+
+def _write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
+    with write_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["id", "task", "case", "split", "fixed", "moving"])
+        writer.writerows([p.id, p.task, p.case, p.split, p.fixed.resolve(), p.moving.resolve()] for p in pairs)
+
+
+def predict_folds(
+    benchmark: Benchmark, out: Path, folds: Folds, *, device: str = "cpu", on_case: Callable[[], None] | None = None
+) -> list[Method]:
+    """Predictions of both; each pair of ``new-patients`` comes from the network that does not know its patient.
+
+    Returns:
+        The two methods, to be scored.
+    """
+    draws = benchmark.cfg.draws
+    cases = benchmark.cases(draws)
+    known = {"weights_sha256": [file_sha256(path) for path in folds.folds]}
+    for index, path in enumerate((folds.slices, *folds.folds)):
+        name = NEW if index else SAME
+        chosen = [c for c in cases if not index or folds.of_case[benchmark.pair(c).case] == index - 1]
+        with open_method(Method(name, "network", str(path)), device=device) as (predictor, settings):
+            made_with = {**settings, **known, "weights": "last"} if index else settings
+            predict_method(benchmark, out, name, predictor, made_with, cases=chosen, on_case=on_case)
+    return [Method(name, "network", "") for name in METHODS]

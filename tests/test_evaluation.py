@@ -1,0 +1,431 @@
+"""Predict to files, score the files: known answers, resuming, and refusing to mix settings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from bsafusion import evaluation
+from bsafusion.benchmark import OWN, Benchmark, Case, EvaluationCfg, EvaluationError
+from bsafusion.cli import app
+from bsafusion.competitors import COMPETITORS, RegistrationError
+from bsafusion.deformation import invert
+from bsafusion.evaluation import (
+    COLUMNS,
+    Method,
+    Prediction,
+    Predictor,
+    Row,
+    align,
+    choose_methods,
+    fused_file,
+    open_method,
+    predict_method,
+    predict_methods,
+    read_fields,
+    score_methods,
+    write_inputs,
+)
+from bsafusion.io import read_image, write_image
+from bsafusion.metrics import PAPER_METRICS, endpoint_error, summarise
+from bsafusion.plain_fusion import FUSIONS
+from bsafusion.scoring import score_one
+from conftest import SIDE
+from pairs import known_weights, snapshot
+
+CFG = EvaluationCfg(side=SIDE, suites=("paper", "corrupted"), draws=2, fusions=("maximum", "average"))
+MINE = Method("mine", "registration", "")
+IDENTITY = Method("identity", "registration", "")
+
+
+@pytest.fixture(scope="module")
+def benchmark(pairs_csv: Path) -> Benchmark:
+    return Benchmark(pairs_csv, CFG)
+
+
+def still(fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> Prediction:
+    return Prediction(np.zeros((2, *fixed.shape), np.float32))
+
+
+def knowing(benchmark: Benchmark) -> Predictor:
+    """A method that finds the field that undoes the known one, and gives that as its inverse."""
+    answers = {}
+    for case in benchmark.cases(2):
+        inputs = benchmark.inputs(case)
+        answers[inputs.fixed.tobytes(), inputs.moving.tobytes()] = inputs.known
+
+    def predict(fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> Prediction:
+        known = answers[fixed.tobytes(), moving.tobytes()]
+        undone = invert(torch.from_numpy(known)[None], tolerance=1e-4)[0].numpy()
+        return Prediction(undone, inverse=known, status="ok", expected_error=0.25)
+
+    return predict
+
+
+def predict(
+    benchmark: Benchmark, out: Path, predictor: Predictor = still, name: str = "mine", **settings: object
+) -> int:
+    return predict_method(benchmark, out, name, predictor, settings, cases=benchmark.cases(benchmark.cfg.draws))
+
+
+def rows_of(benchmark: Benchmark, out: Path, *methods: Method) -> list[Row]:
+    return score_methods(benchmark, out, methods or (MINE,))
+
+
+# --- scores ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def thorough(pairs_csv: Path) -> Benchmark:
+    """All draws for methods that count as slow ones, too."""
+    return Benchmark(pairs_csv, replace(CFG, competitor_draws=CFG.draws))
+
+
+def test_what_undoes_the_deformation_has_no_error_and_standing_still_all_of_it(
+    thorough: Benchmark, tmp_path: Path
+) -> None:
+    predict(thorough, tmp_path, knowing(thorough), "mine")
+    predict(thorough, tmp_path, still, "identity")
+    for row in rows_of(thorough, tmp_path, MINE):
+        assert row["before"] > 1
+        assert row["error"] < 0.05  # what interpolation and the rounding of stored fields leave
+        assert row["error"] <= row["error_p95"] < 0.2
+        assert row["seen"] < 0.05
+        assert row["inverse"] < 0.05
+        assert row["consistency"] < 0.05
+        assert (row["folds"], row["status"], row["expected_error"]) == (0, "ok", 0.25)
+    for row in rows_of(thorough, tmp_path, IDENTITY):
+        assert row["error"] == row["before"]
+        assert row["inverse"] is None
+
+
+def test_a_field_that_is_off_by_a_pixel_is_off_by_a_pixel(thorough: Benchmark, tmp_path: Path) -> None:
+    right = knowing(thorough)
+
+    def shifted(fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> Prediction:
+        # Two errors in a row: first one pixel down on the fixed grid, then the way that is right from there.
+        field = right(fixed, moving).displacement
+        return Prediction(np.roll(field, -1, axis=1) + np.float32([[[1]], [[0]]]))
+
+    predict(thorough, tmp_path, shifted)
+    for row in rows_of(thorough, tmp_path):
+        assert row["error_median"] == pytest.approx(1, abs=0.05)
+        assert row["consistency"] < 0.1  # wrong in every draw alike
+
+
+def test_there_is_a_row_for_every_method_fusion_pair_and_draw(thorough: Benchmark, tmp_path: Path) -> None:
+    predict(thorough, tmp_path)
+    rows = rows_of(thorough, tmp_path)
+    keys = [tuple(row[k] for k in ("method", "fusion", "suite", "task", "id", "draw")) for row in rows]
+    assert len(set(keys)) == len(keys) == 2 * 2 * 2 * 2  # fusions, suites, pairs, draws
+    assert all(tuple(row) == COLUMNS for row in rows)
+    assert {row["case"] for row in rows} == {"case6", "case7"}
+    assert {bool(row["corruption"]) for row in rows if row["suite"] == "corrupted"} == {True}
+    assert {row["corruption"] for row in rows if row["suite"] == "paper"} == {""}
+
+
+def test_fusion_metrics_are_those_that_bsafusion_metrics_gives_for_the_files(
+    benchmark: Benchmark, tmp_path: Path
+) -> None:
+    predict(benchmark, tmp_path)
+    case = next(case for case in benchmark.cases(1) if case.task == "pet-mri" and case.suite == "paper")
+    pair, folder = benchmark.pair(case), tmp_path / "predictions" / "mine" / case.folder
+    row = next(
+        r
+        for r in rows_of(benchmark, tmp_path)
+        if (r["suite"], r["id"], r["draw"], r["fusion"]) == ("paper", case.id, case.draw, "average")
+    )
+    assert row["reference"] == "truth"
+    assert {name: row[name] for name in PAPER_METRICS} == score_one(
+        pair.fixed, pair.moving, fused_file(folder, "average")
+    ).values
+
+
+def test_the_aligned_reference_judges_the_fusion_alone(pairs_csv: Path, tmp_path: Path) -> None:
+    aligned = Benchmark(pairs_csv, replace(CFG, reference="aligned", suites=("paper",)))
+    predict(aligned, tmp_path)
+    case = aligned.cases(1)[0]
+    row = next(r for r in rows_of(aligned, tmp_path) if r["id"] == case.id and r["draw"] == 0)
+    assert row["reference"] == "aligned"
+    moved = tmp_path / "aligned.png"  # nothing was moved, so the aligned image is the moving one as it came
+    write_image(moved, aligned.inputs(case).moving[None], value_range=(0, 1))
+    folder = tmp_path / "predictions" / "mine" / case.folder
+    expected = score_one(aligned.pair(case).fixed, moved, fused_file(folder, row["fusion"])).values
+    assert {name: row[name] for name in PAPER_METRICS} == expected
+
+
+def test_scores_are_kept_until_their_files_change(
+    benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(benchmark, tmp_path)
+    first = rows_of(benchmark, tmp_path)
+    scored: list[str] = []
+    measure = evaluation.fusion_metrics
+
+    def counting(*arguments: object) -> dict[str, float]:
+        scored.append("")
+        return measure(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(evaluation, "fusion_metrics", counting)
+    assert rows_of(benchmark, tmp_path) == first
+    assert not scored
+    case = benchmark.cases(1)[0]
+    write_fused(fused_file(tmp_path / "predictions" / "mine" / case.folder, "average"))
+    changed = rows_of(benchmark, tmp_path)
+    differing = [a for a, b in zip(first, changed, strict=True) if a != b]
+    assert [(r["fusion"], r["suite"], r["id"], r["draw"]) for r in differing] == [("average", case.suite, case.id, 0)]
+    assert len(scored) == 2  # both fusions of this pair, of its one draw
+
+
+def test_processes_score_as_one_does(pairs_csv: Path, benchmark: Benchmark, tmp_path: Path) -> None:
+    predict(benchmark, tmp_path)
+    alone = rows_of(benchmark, tmp_path)
+    shutil.rmtree(tmp_path / "scores")
+    assert score_methods(Benchmark(pairs_csv, replace(CFG, jobs=2)), tmp_path, [MINE]) == alone
+
+
+# --- predictions -------------------------------------------------------------------------------------
+
+
+def test_prediction_files_hold_the_field_and_its_fusions(thorough: Benchmark, tmp_path: Path) -> None:
+    predict(thorough, tmp_path, knowing(thorough))
+    case = thorough.cases(1)[0]
+    folder, inputs = tmp_path / "predictions" / "mine" / case.folder, thorough.inputs(case)
+    assert {path.name for path in folder.iterdir()} == {
+        "field.npz",
+        "fused-average.png",
+        "fused-maximum.png",
+        "prediction.json",
+    }
+    displacement, inverse = read_fields(folder)
+    assert displacement.dtype == np.float32
+    assert np.array_equal(displacement * 256, np.round(displacement * 256))
+    assert inverse is not None
+    assert np.abs(inverse - inputs.known).max() <= 0.5 / 256
+    fused = FUSIONS["average"](inputs.fixed, align(inputs.moving, displacement))
+    assert np.array_equal(read_image(fused_file(folder, "average")).array[0], np.rint(fused * 255))
+
+
+def test_what_is_there_is_kept_and_what_is_missing_is_added(
+    pairs_csv: Path, benchmark: Benchmark, tmp_path: Path
+) -> None:
+    calls: list[int] = []
+
+    def counting(fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> Prediction:
+        calls.append(0)
+        return still(fixed, moving)
+
+    cases = benchmark.cases(CFG.draws)
+    one = predict_method(benchmark, tmp_path, "mine", counting, {}, cases=cases[:1])
+    assert (one, len(calls)) == (1, 1)
+    assert predict(benchmark, tmp_path, counting) == len(cases) - 1
+    before = snapshot(tmp_path)
+    more = Benchmark(pairs_csv, replace(CFG, fusions=("maximum", "laplacian")))
+    assert predict(more, tmp_path, counting) == 0
+    assert len(calls) == len(cases)
+    after = snapshot(tmp_path)
+    assert before.items() <= after.items()
+    assert {Path(name).name for name in after.keys() - before.keys()} == {"fused-laplacian.png"}
+
+
+def test_jobs_change_no_byte(pairs_csv: Path, benchmark: Benchmark, tmp_path: Path) -> None:
+    def timeless(fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> Prediction:
+        return still(fixed, moving)._replace(seconds=1.0)
+
+    predict(benchmark, tmp_path / "one", timeless)
+    predict(Benchmark(pairs_csv, replace(CFG, jobs=3)), tmp_path / "three", timeless)
+    assert snapshot(tmp_path / "one") == snapshot(tmp_path / "three")
+
+
+def test_predictions_made_with_other_settings_are_refused_by_name(
+    pairs_csv: Path, benchmark: Benchmark, tmp_path: Path
+) -> None:
+    predict(benchmark, tmp_path, iterations=100)
+    with pytest.raises(EvaluationError, match=r"mine was made with other settings \(iterations: 100 there, 200 now\)"):
+        predict(benchmark, tmp_path, iterations=200)
+    train = Benchmark(pairs_csv, replace(CFG, split="train"))
+    with pytest.raises(EvaluationError, match=r"split: val there, train now"):
+        predict(train, tmp_path, iterations=100)
+    with pytest.raises(EvaluationError, match=r"split: val there, train now"):
+        rows_of(train, tmp_path)
+
+
+def test_a_folder_of_something_else_is_left_alone(benchmark: Benchmark, tmp_path: Path) -> None:
+    (tmp_path / "predictions" / "mine").mkdir(parents=True)
+    (tmp_path / "predictions" / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(EvaluationError, match=r"holds files but no settings\.json"):
+        predict(benchmark, tmp_path)
+
+
+def test_a_field_of_another_size_is_refused(benchmark: Benchmark, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"a field of shape \(2, 3, 3\); expected \(2, 65, 65\)"):
+        predict(benchmark, tmp_path, lambda fixed, moving: Prediction(np.zeros((2, 3, 3), np.float32)))
+
+
+def test_a_network_s_own_fusion_field_and_verdict_are_stored(benchmark: Benchmark, tmp_path: Path) -> None:
+    weights = known_weights(tmp_path, (2.0, -1.0), expected_error=30.0)
+    method = Method("ours", "network", str(weights))
+    assert predict_methods(benchmark, tmp_path / "out", [method]) == {}
+    settings = json.loads((tmp_path / "out" / "predictions" / "ours" / "settings.json").read_text())
+    assert settings["weights_sha256"] == evaluation.file_sha256(weights)
+    rows = rows_of(benchmark, tmp_path / "out", method)
+    assert {row["fusion"] for row in rows} == {"network", "maximum", "average"}
+    for row in rows:
+        case = next(c for c in benchmark.cases(2) if (c.suite, c.id, c.draw) == (row["suite"], row["id"], row["draw"]))
+        inputs = benchmark.inputs(case)
+        field = np.broadcast_to(np.float32([[[2]], [[-1]]]), inputs.known.shape)
+        expected = summarise(endpoint_error(inputs.known, field), inputs.mask).mean
+        assert row["error"] == pytest.approx(expected, abs=0.02)
+        assert row["status"] == "suspect"  # it expects to be far off
+        assert row["expected_error"] == pytest.approx(30, rel=0.01)
+        assert row["seconds"] > 0
+
+
+def test_a_registration_that_fails_is_scored_as_no_registration(
+    benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RegistrationError("identity: no overlap")
+
+    monkeypatch.setattr(evaluation.Competitor, "register", fail)
+    assert predict_methods(benchmark, tmp_path, [IDENTITY]) == {}
+    for row in rows_of(benchmark, tmp_path, IDENTITY):
+        assert row["status"] == "failed"
+        assert row["error"] == row["before"]
+    record = next((tmp_path / "predictions").rglob("prediction.json"))
+    assert json.loads(record.read_text())["reasons"] == ["identity: no overlap"]
+
+
+def test_a_competitor_that_is_not_installed_is_left_out(benchmark: Benchmark, tmp_path: Path) -> None:
+    left_out = predict_methods(benchmark, tmp_path, [Method("ants", "registration", "/no/python"), IDENTITY])
+    assert list(left_out) == ["ants"]
+    assert "/no/python cannot be run" in left_out["ants"]
+    assert {row["method"] for row in rows_of(benchmark, tmp_path, Method("ants", "registration", ""), IDENTITY)} == {
+        "identity"
+    }
+
+
+def test_inputs_for_other_programs_are_what_methods_see(benchmark: Benchmark, tmp_path: Path) -> None:
+    root = write_inputs(benchmark, tmp_path)
+    case = benchmark.cases(2)[1]
+    moving = read_image(root / case.folder / "moving.png").array[0]
+    assert np.array_equal(moving, np.rint(benchmark.inputs(case).moving.astype(np.float64) * 255))
+    assert len(list(root.rglob("fixed.png"))) == len(benchmark.cases(2))
+
+
+# --- fused images of others --------------------------------------------------------------------------
+
+
+def write_fused(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, np.linspace(0, 1, SIDE, dtype=np.float32)[None, None].repeat(SIDE, 1), value_range=(0, 1))
+
+
+@pytest.mark.parametrize("place", [lambda c: f"{c.id}.png", lambda c: f"{c.task.upper()}/{c.id}.png"])
+def test_fused_images_from_inputs_of_their_own_get_fusion_metrics_only(
+    benchmark: Benchmark, tmp_path: Path, place: Callable[[Case], str]
+) -> None:
+    for case in benchmark.cases(1):
+        write_fused(tmp_path / "theirs" / place(case))
+    rows = rows_of(benchmark, tmp_path, Method("theirs", "fused", str(tmp_path / "theirs")))
+    assert [(row["suite"], row["id"], row["draw"]) for row in rows] == [(OWN, "6", 0), (OWN, "7", 0)]
+    assert all(row["error"] is None and row["qabf"] > 0 for row in rows)
+
+
+def test_fused_images_from_the_benchmark_s_inputs_stand_in_its_suites(benchmark: Benchmark, tmp_path: Path) -> None:
+    for case in benchmark.cases(2):
+        write_fused(tmp_path / "theirs" / case.folder.with_suffix(".png"))
+    rows = rows_of(benchmark, tmp_path, Method("theirs", "fused", str(tmp_path / "theirs")))
+    assert [(r["suite"], r["id"], r["draw"]) for r in rows] == [(c.suite, c.id, c.draw) for c in benchmark.cases(2)]
+
+
+def test_a_missing_fused_image_is_named(benchmark: Benchmark, tmp_path: Path) -> None:
+    write_fused(tmp_path / "theirs" / "6.png")
+    with pytest.raises(EvaluationError, match=r"no fused image of pet-mri 7; expected 7\.png"):
+        rows_of(benchmark, tmp_path, Method("theirs", "fused", str(tmp_path / "theirs")))
+
+
+# --- methods -----------------------------------------------------------------------------------------
+
+
+def test_without_names_everything_is_compared(tmp_path: Path) -> None:
+    found = choose_methods(weights=["a.safetensors", "paper=b.safetensors"], fused=[f"theirs={tmp_path}"])
+    assert [method.name for method in found] == ["bsafusion", "paper", "theirs", *COMPETITORS]
+    assert found[1] == Method("paper", "network", "b.safetensors")
+
+
+def test_names_choose_and_order(tmp_path: Path) -> None:
+    chosen = choose_methods("ants,bsafusion", pythons=["ants=/x/python"])
+    assert chosen == [Method("ants", "registration", "/x/python"), Method("bsafusion", "network", "default")]
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        ("demons", {}, r"no method is called demons; choose from bsafusion, identity"),
+        (None, {"weights": ["a", "b"]}, r"a name stands twice"),
+        (None, {"weights": ["identity=a"]}, r"a name stands twice"),
+        (None, {"weights": ["../x=a"]}, r"'\.\./x' cannot be the name of a folder"),
+        (None, {"fused": ["theirs"]}, r"expected NAME=FOLDER"),
+        (None, {"fused": ["theirs=/no/folder"]}, r"expected NAME=FOLDER of a folder that is there"),
+        (None, {"pythons": ["/usr/bin/python"]}, r"expected NAME=INTERPRETER of identity"),
+        (None, {"pythons": ["demons=/usr/bin/python"]}, r"expected NAME=INTERPRETER of identity"),
+    ],
+)
+def test_methods_that_make_no_sense_are_refused(names: str | None, options: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        choose_methods(names, **options)  # type: ignore[arg-type]
+
+
+def test_slow_methods_take_fewer_draws() -> None:
+    cfg = replace(CFG, draws=3, competitor_draws=1)
+    assert [Method(n, "registration", "").draws(cfg) for n in ("identity", "ants")] == [3, 1]
+    assert Method("bsafusion", "network", "").draws(cfg) == 3
+
+
+def test_there_is_nothing_to_predict_in_a_folder_of_fused_images() -> None:
+    with pytest.raises(EvaluationError, match="nothing to predict"), open_method(Method("x", "fused", "x")):
+        pass
+
+
+# --- command -----------------------------------------------------------------------------------------
+
+
+def test_the_command_predicts_scores_and_writes_the_tables(pairs_csv: Path, tmp_path: Path) -> None:
+    weights = known_weights(tmp_path)
+    arguments = ["evaluate", pairs_csv, "-o", tmp_path / "out", "--weights", weights, "--methods", "bsafusion,identity"]
+    arguments += ["--side", SIDE, "--suites", "paper", "--draws", 1, "--fusions", "average"]
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    for name in ("per_image.csv", "summary.csv", "paired.csv", "summary.md", "report.html"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
+    assert "| `paper` | bsafusion |" in result.output
+    before = snapshot(tmp_path / "out")
+    assert CliRunner().invoke(app, [str(a) for a in arguments]).exit_code == 0
+    assert snapshot(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--methods", "demons"], "no method is called demons"),
+        (["--suites", "huge"], "choose from paper, rigid, large, corrupted"),
+        (["--split-by", "moon"], "expected slice or case"),
+        (["--set", "training.steps=1"], "--set shapes the trainings of --split-by case"),
+        (["--weights", "nothing", "--methods", "bsafusion"], "no weights 'nothing'"),
+    ],
+)
+def test_the_command_refuses_in_one_line(pairs_csv: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["evaluate", str(pairs_csv), "-o", str(tmp_path / "out"), *options])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert result.output.count("\n") == 1

@@ -1,0 +1,313 @@
+"""The ablations' driver on small synthetic scans, and that every experiment asks for runs that exist."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from bsafusion import weights
+from bsafusion.models.bsafusion import BSAFusion, default
+from bsafusion.options import with_options
+from bsafusion.training import FUSION_PARAMETERS, TrainingCfg
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+FILES = ("ablation_injection", "ablation_direction", "ablation_steps", "ablation_fusion_blocks")
+SMALL = (
+    "training.side=65",
+    "training.crop=64",
+    "training.batch=2",
+    "training.warmup=1",
+    "training.log_every=1",
+    'training.suites=["rigid"]',
+    "model.working_side=65",
+    "model.encoder.shallow=4",
+    "model.encoder.widths=[8,8,8,16]",
+    "model.representation.heads=2",
+    "model.representation.mlp_dim=16",
+    "model.representation.blocks=1",
+    "model.representation.transfer_blocks=1",
+    'model.alignment.steps=["affine","1/16"]',
+    "model.alignment.layers=1",
+    "model.alignment.hidden=[0,8]",
+    "model.alignment.residual=[0,0]",
+    "model.alignment.descriptors=8",
+    "model.alignment.radius=[0,2]",
+    "model.fusion.widths=[8,8,8,8]",
+    "model.fusion.hidden=4",
+)
+DOCSTRING = '''"""Does it matter?
+
+-- results, written by the command --
+Not yet run.
+-- end of results --
+"""
+
+KEPT = 1
+'''
+README = "# Experiments\n<!-- index:begin -->\n<!-- index:end -->\nKept.\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_the_path() -> Iterator[None]:
+    sys.path.insert(0, str(EXPERIMENTS))
+    yield
+    sys.path.remove(str(EXPERIMENTS))
+
+
+@pytest.fixture(scope="module")
+def ablations() -> ModuleType:
+    return importlib.import_module("ablations")
+
+
+@pytest.fixture
+def small(ablations: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
+    """An ablation of two variants in a folder of its own, starting from a small network."""
+    # Tokens and encoder are widened together, which options alone, one after another, cannot do.
+    start = default()
+    wide = replace(
+        start,
+        encoder=replace(start.encoder, widths=(8, 8, 8, 16)),
+        representation=replace(start.representation, dim=16, heads=2),
+    )
+    monkeypatch.setattr(ablations, "default", lambda: wide)
+    file = tmp_path / "experiments" / "small.py"
+    file.parent.mkdir()
+    file.write_text(DOCSTRING, encoding="utf-8")
+    (file.parent / "README.md").write_text(README, encoding="utf-8")
+    forward = ablations.Variant("forward", ("model.alignment.direction=forward",))
+    return ablations.Ablation(
+        file=file,
+        base=("training.parts=alignment", *SMALL),
+        variants=(ablations.BASELINE, forward),
+        measure=ablations.modality_read,
+        columns=(ablations.RIGID, ablations.Column("judge", "read after transfer")),
+        notes="What the figures are.",
+    )
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# --- the driver -----------------------------------------------------------------------------------
+
+
+def test_two_variants_are_trained_collected_and_written_once(ablations, small, pairs_csv: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    runs = tmp_path / "runs"
+    command = [str(pairs_csv), "-o", str(runs), "--samples", "5"]
+    ablations.main(small, [*command, "--only", "forward"])
+    assert small.file.read_text(encoding="utf-8") == DOCSTRING  # one variant is no comparison
+    ablations.main(small, command)
+
+    results = json.loads((small.file.parent / "results" / "small.json").read_text(encoding="utf-8"))
+    assert list(results["variants"]) == ["baseline", "forward"]
+    assert results["budget"].startswith("4 pairs seen in each run, 2 steps of 2")
+    folders = list(results["runs"].values())
+    assert len(set(folders)) == 2
+    for name, folder in results["runs"].items():
+        log = [json.loads(line) for line in (runs / folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert [line["step"] for line in log if line["kind"] == "train"] == [1, 2]
+        validated = [line for line in log if line["kind"] == "val"][-1]
+        figures = results["variants"][name]["figures"]
+        # Two tasks are in the CSV, and both count alike.
+        expected = (validated["rigid/ct-mri"] + validated["rigid/pet-mri"]) / 2
+        assert figures["rigid"] == pytest.approx(expected, abs=1e-4)
+        assert 0 <= figures["judge"] <= 1
+    before = {row["figures"]["rigid/before"] for row in results["variants"].values()}
+    assert len(before) == 1  # the same misalignment for each
+
+    text = small.file.read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(text))
+    assert docstring is not None
+    assert text.endswith("KEPT = 1\n")
+    for variant in results["variants"].values():
+        assert f"{variant['figures']['rigid']:.2f}" in docstring
+    assert "Not yet run." not in docstring
+    assert "What the figures are." in docstring
+    readme = (small.file.parent / "README.md").read_text(encoding="utf-8")
+    assert f"| [small.py](small.py) | Does it matter? | {results['budget']} | {results['summary']} |" in readme
+    assert readme.endswith("Kept.\n")
+
+    there = contents(tmp_path)
+    ablations.main(small, command)
+    assert contents(tmp_path) == there
+
+
+def test_variants_of_one_seed_see_the_same_batches(ablations, small, pairs_csv: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The hash of the options names the run: the same options the same run, whatever the variant is called."""
+    again = replace(small, variants=(ablations.Variant("under another name"), ablations.SECOND_SEED))
+    first, second = (
+        [ablations.plan(ablation, variant, pairs_csv, tmp_path, 4) for variant in ablation.variants]
+        for ablation in (small, again)
+    )
+    assert first[0].folder == second[0].folder
+    assert len({run.folder for run in (*first, *second)}) == 3
+    assert first[0].training == first[1].training  # seed, steps and mix; only the network differs
+    assert second[1].training == replace(first[0].training, seed=1)
+    longer = ablations.plan(small, ablations.BASELINE, pairs_csv, tmp_path, 8)
+    assert longer.training.steps == 2 * first[0].training.steps
+    assert longer.folder != first[0].folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--samples", "6"], "holds runs of 4 pairs seen, this call asks for 6"),
+        (["--samples", "1"], "--samples 1: expected at least one batch, 2"),
+        (["--samples", "4", "--only", "backward"], "no variant 'backward'; expected some of 'baseline', 'forward'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(  # type: ignore[no-untyped-def]
+    ablations,
+    small,
+    pairs_csv: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    runs = tmp_path / "runs"
+    ablations.check_budget(runs, 4, pairs_csv)
+    with pytest.raises(SystemExit) as caught:
+        ablations.main(small, [str(pairs_csv), "-o", str(runs), *arguments])
+    assert caught.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert small.file.read_text(encoding="utf-8") == DOCSTRING
+    assert [path.name for path in runs.iterdir()] == ["budget.json"]
+
+
+def test_a_file_without_a_place_for_results_is_left_alone(ablations, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "bare.py"
+    file.write_text('"""Nothing."""\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="no place for the results"):
+        ablations.write_results(file, {"budget": "b", "table": ["t"]}, "n")
+    assert [path.name for path in tmp_path.iterdir()] == ["bare.py"]
+
+
+def test_fusion_starts_from_nothing_the_rest_from_the_weights(  # type: ignore[no-untyped-def]
+    ablations, small, pairs_csv: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(7)
+    run = ablations.plan(small, ablations.BASELINE, pairs_csv, tmp_path, 4)
+    network = BSAFusion(run.model)
+    card = {"preset": "default", "config": run.model.to_dict(), "tasks": ("ct-mri",), "data": "none", "steps": 0}
+    record = weights.save(tmp_path, "source", network.state_dict(), **card)
+    blocks = ("training.parts=fusion", "model.fusion.blocks=2", "training.side=65", "training.crop=64")
+    ablation = replace(
+        small,
+        base=("training.batch=2", "training.log_every=1"),
+        variants=(ablations.Variant("two", blocks),),
+        measure=ablations.fusion_quality,
+        init=str(tmp_path / record.file),
+    )
+    run = ablations.plan(ablation, ablation.variants[0], pairs_csv, tmp_path / "runs", 4)
+    figures = ablations.measured(ablation, run, pairs_csv)["figures"]
+    assert {"qabf", "qssim", "viff", "qcv", "qabf/ct-mri", "qabf/pet-mri"} <= figures.keys()
+    assert figures["qssim"] == pytest.approx((figures["qssim/ct-mri"] + figures["qssim/pet-mri"]) / 2)
+    start, _ = weights.load(str(run.folder / "init.safetensors"))
+    trained, _ = weights.load(str(run.folder / "best.safetensors"))
+    assert len(trained.fusion.blocks) == 2
+    for name, value in network.state_dict().items():
+        if not name.startswith((*FUSION_PARAMETERS, "representation.judge.")):
+            assert torch.equal(trained.state_dict()[name], value), name
+    block = "fusion.blocks.0.body.0.weight"
+    assert start.state_dict()[block].shape == network.state_dict()[block].shape  # it would have fitted
+    assert not torch.equal(start.state_dict()[block], network.state_dict()[block])
+
+
+def test_the_table_by_hand(ablations) -> None:  # type: ignore[no-untyped-def]
+    columns = (ablations.Column("a", "error", 1), ablations.Column("b", "share"))
+    rows = {"one": {"a": 1.25, "a/before": 8.0, "b": 0.5}, "second": {"a": 12.0, "a/before": 8.0}}
+    assert ablations.table(columns, rows) == [
+        "                  error  share",
+        "before alignment    8.0",
+        "one                 1.2   0.50",
+        "second             12.0",
+    ]
+
+
+# --- the experiments ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_variant_is_a_run_that_exists(ablations, name: str) -> None:  # type: ignore[no-untyped-def]
+    ablation = importlib.import_module(name).ABLATION
+    assert ablation.file == EXPERIMENTS / f"{name}.py"
+    names = [variant.name for variant in ablation.variants]
+    assert len(set(names)) == len(names)
+    configs = []
+    for variant in ablation.variants:
+        training, model = with_options(TrainingCfg(), default(), [*ablation.base, *variant.settings])
+        assert training.crop
+        configs.append((training, model))
+    assert len(set(map(str, configs))) == len(configs)  # no two variants are the same run
+    docstring = ast.get_docstring(ast.parse(ablation.file.read_text(encoding="utf-8"))) or ""
+    assert ablations.BEGIN in docstring
+    assert ablations.END in docstring
+
+
+def test_the_index_lists_every_experiment() -> None:
+    readme = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
+    for name in (*FILES, "breaking_point"):
+        assert f"[{name}.py]({name}.py)" in readme
+
+
+# --- where alignment breaks -----------------------------------------------------------------------
+
+
+def test_known_fields_have_the_size_they_are_asked_for() -> None:
+    breaking = importlib.import_module("breaking_point")
+    mask = torch.zeros(65, 65, dtype=torch.bool)
+    mask[10:50, 20:60] = True
+    turned = breaking.known_field("rotation", 30, 1, mask)[0].numpy()
+    # A point d from the middle moves along the chord 2 d sin(angle / 2).
+    assert np.linalg.norm(turned[:, 32, 52]) == pytest.approx(2 * 20 * math.sin(math.radians(15)), abs=1e-4)
+    assert np.allclose(
+        breaking.known_field("rotation", 30, 2, mask)[0, :, 52, 32].flip(0), turned[:, 32, 52], atol=1e-4
+    )
+    small, large = (breaking.known_field("elastic", amount, 3, mask)[0] for amount in (2, 8))
+    assert float(small.norm(dim=0)[mask].mean()) == pytest.approx(2, rel=1e-5)
+    assert torch.allclose(large, 4 * small, rtol=1e-4, atol=1e-5)
+    assert not breaking.known_field("elastic", 0, 3, mask).any()
+
+
+def test_the_sweep_of_a_network_that_never_moves(pairs_csv: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from pairs import known_weights
+
+    breaking = importlib.import_module("breaking_point")
+    monkeypatch.setattr(breaking, "AMOUNTS", {"rotation": (0, 45), "elastic": (0, 8)})
+    file = tmp_path / "breaking_point.py"
+    file.write_text(DOCSTRING, encoding="utf-8")
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    breaking.run(file, pairs_csv, str(known_weights(tmp_path)), 1)
+    rows = (tmp_path / "results" / "breaking_point.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[0] == "kind,amount,task,before,error,off,suspect,missed,folded"
+    assert len(rows) == 1 + 2 * 2 * 2  # kinds, amounts, tasks
+    results = json.loads((tmp_path / "results" / "breaking_point.json").read_text(encoding="utf-8"))
+    still, far = results["points"]["rotation"]["0"], results["points"]["rotation"]["45"]
+    assert still["error"] == pytest.approx(0, abs=1e-3)
+    assert still["off"] == 0
+    assert far["error"] == pytest.approx(far["before"], abs=1e-3)  # nothing was done about it
+    assert far["off"] == 1
+    assert far["missed"] == 1 - far["suspect"]
+    assert results["points"]["elastic"]["8"]["before"] == pytest.approx(8, rel=0.01)
+    assert "rotation breaks at 45 degrees" in results["summary"]
+    drawing = ElementTree.parse(tmp_path / "results" / "breaking_point.svg")
+    lines = drawing.findall(".//{http://www.w3.org/2000/svg}polyline")
+    assert len(lines) == 2 * (2 + 1 + 2)  # for each kind: two tasks, before; off, suspect
