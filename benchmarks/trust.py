@@ -1,67 +1,462 @@
-"""How often a result is called ``suspect``, on pairs that belong together and on pairs that do not.
+"""How far ``suspect`` can be trusted: measure draws, fit the calibration, choose its threshold, report.
 
-    python benchmarks/trust.py PAIRS.csv [--split val] [--weights default]
+    python benchmarks/trust.py measure PAIRS.csv   # predictions -> benchmarks/results/trust.csv
+    python benchmarks/trust.py fit                 # trust.csv -> NAME.trust.json beside the weights
+    python benchmarks/trust.py report              # trust.csv -> docs/trust_curve.svg, and the table, printed
 
-``paper``, ``rigid`` and ``large``: the split's pairs, deformed; the share of results called suspect, among all and
-among those off by more than 5 px. ``unrelated``: the MRI of one patient with the moving image of another; ``noise``: an
-MRI with uniform noise. Fixed seeds.
+Kinds of draws, all with fixed seeds: ``paper``, ``rigid`` and ``large``: pairs deformed by these families;
+``unrelated``: the fixed image of one patient with the moving image of another at another level (a quarter of the scan
+away, or more); ``same level``: of another patient at about the same level; ``noise``; ``photograph``: a sample picture
+of scikit-image as the moving image; ``half cut``: half of the moving head is black; ``unseen``: a modality that no
+training showed, made of the moving image (its edges under speckle, somewhat like ultrasound). The last two are deformed
+as ``rigid``. A result is wrong where the images do not belong together, else where its mean error exceeds 5 px.
+
+The fit uses draws of the ``train`` split, the threshold is chosen on draw 1 of ``val``, what is reported is draw 2.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import skimage.data
+import skimage.transform
 import torch
+from numpy.typing import NDArray
+from scipy import ndimage, optimize
+from torch import Tensor
 
-from bsafusion.datasets import MISALIGNMENTS, PairSet, read_pairs, validation_batch
+from bsafusion import weights
+from bsafusion.datasets import MISALIGNMENTS, Pair, PairSet, read_pairs, validation_batch
+from bsafusion.io import write_whole
 from bsafusion.metrics import endpoint_error, summarise
-from bsafusion.pipeline import Model, load_model, measure_evidence
-from bsafusion.report import verdict
+from bsafusion.pipeline import load_model, measure_evidence
+from bsafusion.report import Evidence, verdict
+from bsafusion.trust import OFF, Calibration, alignment_sha256, calibration_file
+
+ROOT = Path(__file__).parents[1]
+MEASURED = ROOT / "benchmarks/results/trust.csv"
+CURVE = ROOT / "docs/trust_curve.svg"
+SIDE = 256
+FEATURES = ("expected_error", "similarity_low")
+"""Others were tried on the same draws and did not pay: the mean similarity, its gain, quantiles of the expected error,
+size and roughness of the field, entropy of the matching, overlap of the heads, mutual information, correlation of
+edges, the modality classifier's logits."""
+RIDGE = 1.0  # of the weights per spread: keeps them finite where classes separate
+FALSE_ALARMS = 0.05
 
 CPU = torch.device("cpu")
+PHOTOGRAPHS = (
+    "astronaut", "brick", "camera", "cat", "coffee", "coins", "grass", "gravel", "moon", "page", "rocket", "text",
+)  # fmt: skip
+PLAN: dict[tuple[str, int], dict[str, int]] = {
+    ("train", 1): {
+        "paper": 40, "rigid": 24, "large": 90, "unrelated": 60, "same level": 20, "half cut": 24, "unseen": 12,
+        "noise": 6,
+    },
+    ("val", 1): {
+        "paper": 60, "rigid": 24, "large": 45, "unrelated": 30, "same level": 12, "half cut": 12, "unseen": 10,
+        "photograph": 6, "noise": 4,
+    },
+    ("val", 2): {
+        "paper": 60, "rigid": 60, "large": 60, "unrelated": 60, "same level": 30, "half cut": 30, "unseen": 20,
+        "photograph": 12, "noise": 8,
+    },
+}  # fmt: skip
+"""Draws by split and seed: to fit, to choose the threshold, to report."""
+FIT, CHOOSE, REPORT = PLAN
+
+LEVEL = 0.25
+"""Share of the scan between two levels that count as different."""
 
 
-def is_suspect(model: Model, fixed: torch.Tensor, moving: torch.Tensor) -> tuple[bool, torch.Tensor]:
-    out = model.network.predict(fixed, moving)
-    evidence = measure_evidence(out, fixed[0, 0].numpy())
-    status, _ = verdict(evidence, max(fixed.shape[-2:]))
-    return status == "suspect", out.alignment.displacement[0]
+class Draw(NamedTuple):
+    """Two images ``1 1 H W`` in [0, 1]; ``known`` and ``mask`` where the truth is known."""
+
+    kind: str
+    name: str
+    fixed: Tensor
+    moving: Tensor
+    known: Tensor | None = None
+    mask: Tensor | None = None
+
+
+def levels(pairs: Sequence[Pair]) -> dict[tuple[str, str], float]:
+    """Place of each slice among those of its task and case, 0 the first, 1 the last; by ``(task, id)``."""
+    members: dict[tuple[str, str], list[str]] = {}
+    for pair in pairs:
+        members.setdefault((pair.task, pair.case), []).append(pair.id)
+    return {
+        (task, name): index / max(len(names) - 1, 1)
+        for (task, _), names in members.items()
+        for index, name in enumerate(sorted(names))
+    }
+
+
+def deformed(data: PairSet, kind: str, family: str, indices: Sequence[int], draw: int) -> Iterator[Draw]:
+    for index in indices:
+        batch = validation_batch(data, [index], MISALIGNMENTS[family], draw=draw, device=CPU)
+        moving = batch.moving
+        seed = np.random.default_rng((draw, index, 7))
+        if kind == "half cut":
+            moving = half_cut(moving, batch.mask, angle=float(seed.uniform(0, 2 * np.pi)))
+        elif kind == "unseen":
+            moving = speckled_edges(moving, seed)
+        pair = data.pairs[index]
+        yield Draw(kind, f"{pair.task}/{pair.id}/{draw}", batch.fixed, moving, batch.known, batch.mask)
+
+
+def half_cut(image: Tensor, mask: Tensor, *, angle: float) -> Tensor:
+    """Black beyond a straight line through the middle of the head, at ``angle`` (radians)."""
+    rows, columns = (grid - grid[mask[0, 0] > 0].float().mean() for grid in np_indices(image))
+    return image * (rows * np.sin(angle) + columns * np.cos(angle) < 0)
+
+
+def np_indices(image: Tensor) -> tuple[Tensor, Tensor]:
+    rows, columns = torch.meshgrid(*(torch.arange(n).float() for n in image.shape[-2:]), indexing="ij")
+    return rows, columns
+
+
+def speckled_edges(image: Tensor, random: np.random.Generator) -> Tensor:
+    """Edges of the smoothed image under Rayleigh speckle, as an ultrasound of it might show."""
+    edges = ndimage.gaussian_gradient_magnitude(image[0, 0].numpy(), 2.0)
+    speckle = ndimage.gaussian_filter(random.rayleigh(1.0, edges.shape), 0.7)
+    picture = np.sqrt(edges / edges.max()) * speckle
+    return torch.from_numpy(np.clip(picture / np.quantile(picture, 0.995), 0, 1).astype(np.float32))[None, None]
+
+
+def mismatched(
+    data: PairSet, kind: str, indices: Sequence[int], draw: int, level: dict[tuple[str, str], float]
+) -> Iterator[Draw]:
+    for index in indices:
+        pair = data.pairs[index]
+        own = level[pair.task, pair.id]
+
+        def fits(other: Pair, pair: Pair = pair, own: float = own) -> bool:
+            apart = abs(level[other.task, other.id] - own)
+            near = apart >= LEVEL if kind == "unrelated" else apart <= LEVEL / 3
+            return other.task == pair.task and other.case != pair.case and near
+
+        others = [i for i, other in enumerate(data.pairs) if fits(other)]
+        if not others:
+            continue
+        other = int(np.random.default_rng((draw, index, 11)).choice(others))
+        name = f"{pair.task}/{pair.id}+{data.pairs[other].id}/{draw}"
+        fixed, moving = (t.float() / 255 for t in (data.fixed[index : index + 1], data.moving[other : other + 1]))
+        yield Draw(kind, name, fixed, moving)
+
+
+def foreign(data: PairSet, kind: str, indices: Sequence[int], draw: int) -> Iterator[Draw]:
+    for place, index in enumerate(indices):
+        fixed = data.fixed[index : index + 1].float() / 255
+        shape = (fixed.shape[-2], fixed.shape[-1])
+        name = PHOTOGRAPHS[place % len(PHOTOGRAPHS)]
+        if kind == "noise":
+            random, name = np.random.default_rng((draw, index, 13)), "noise"
+            picture = random.random(shape)
+            if place % 2:  # every other one is smooth
+                picture = ndimage.gaussian_filter(picture, 4.0)
+                picture = (picture - picture.min()) / np.ptp(picture)
+        else:
+            picture = np.asarray(getattr(skimage.data, name)(), dtype=np.float64) / 255
+            picture = picture @ [0.299, 0.587, 0.114] if picture.ndim == 3 else picture
+            side = min(picture.shape)
+            picture = skimage.transform.resize(picture[:side, :side], shape, anti_aliasing=True)
+        moving = torch.from_numpy(np.asarray(picture, dtype=np.float32))[None, None].clamp(0, 1)
+        yield Draw(kind, f"{data.pairs[index].id}+{name}/{draw}", fixed, moving)
+
+
+def draws(data: PairSet, every: Sequence[Pair], counts: dict[str, int], draw: int) -> Iterator[Draw]:
+    """``counts`` draws of each kind, the pairs spread evenly over the split; ``every``: all pairs, for their levels."""
+    level = levels(every)
+    for kind, count in counts.items():
+        # Each kind starts at another pair, so that a small count does not see the same ones every time.
+        spread = np.unique((np.arange(count) * len(data) / count + draw + len(kind)).astype(int) % len(data))
+        chosen: list[int] = spread.tolist()
+        if kind in MISALIGNMENTS:
+            yield from deformed(data, kind, kind, chosen, draw)
+        elif kind in ("half cut", "unseen"):
+            yield from deformed(data, kind, "rigid", chosen, draw)
+        elif kind in ("unrelated", "same level"):
+            yield from mismatched(data, kind, chosen, draw, level)
+        else:
+            yield from foreign(data, kind, chosen, draw)
+
+
+# --- measure ---
+
+NUMBERS = tuple(field.name for field in fields(Evidence))
+HEADER = ("alignment_sha256", "split", "draw", "kind", "name", "error", *NUMBERS)
+
+
+class Row(NamedTuple):
+    """One measured draw; ``error``: mean inside the head, pixels, None where the images do not belong together."""
+
+    split: str
+    draw: int
+    kind: str
+    name: str
+    error: float | None
+    evidence: Evidence
+
+    @property
+    def wrong(self) -> bool:
+        return self.error is None or self.error > OFF * SIDE
+
+
+def measure(path: Path, name: str) -> None:
+    """Predict every draw of :data:`PLAN` and write its evidence."""
+    model, every = load_model(name), read_pairs(path)
+    sha256 = alignment_sha256(model.network)
+    with write_whole(MEASURED) as aside, aside.open("w", newline="", encoding="utf-8") as handle:
+        table = csv.writer(handle, lineterminator="\n")
+        table.writerow(HEADER)
+        for (split, draw), counts in PLAN.items():
+            data = PairSet(read_pairs(path, split=split), side=SIDE)
+            for one in draws(data, every, counts, draw):
+                out = model.network.predict(one.fixed, one.moving)
+                evidence = measure_evidence(out, one.fixed[0, 0].numpy())
+                error = None
+                if one.known is not None and one.mask is not None:
+                    residual = endpoint_error(one.known[0].numpy(), out.alignment.displacement[0].numpy())
+                    error = summarise(residual, one.mask[0, 0].numpy() > 0).mean
+                numbers = [None if value is None else f"{value:.6g}" for value in asdict(evidence).values()]
+                told = None if error is None else f"{error:.6g}"
+                table.writerow((sha256, split, draw, one.kind, one.name, told, *numbers))
+
+
+def read_measured(sha256: str) -> list[Row]:
+    """The rows of :data:`MEASURED`; refuses those of other weights."""
+    with MEASURED.open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    if {row["alignment_sha256"] for row in rows} != {sha256}:
+        raise SystemExit(f"{MEASURED}: measured with other weights; run `python benchmarks/trust.py measure PAIRS.csv`")
+    return [
+        Row(
+            row["split"],
+            int(row["draw"]),
+            row["kind"],
+            row["name"],
+            float(row["error"]) if row["error"] else None,
+            Evidence(**{name: float(row[name]) for name in NUMBERS}),
+        )
+        for row in rows
+    ]
+
+
+def of(rows: Sequence[Row], part: tuple[str, int]) -> list[Row]:
+    return [row for row in rows if (row.split, row.draw) == part]
+
+
+# --- fit ---
+
+
+def regress(values: NDArray[np.float64], wrong: NDArray[np.bool_]) -> tuple[NDArray[np.float64], float]:
+    """Weights and bias of a logistic regression of ``wrong`` (``N``) on ``values`` (``N K``, standardised)."""
+    signs = np.where(wrong, 1.0, -1.0)
+
+    def loss(parameters: NDArray[np.float64]) -> float:
+        odds = values @ parameters[1:] + parameters[0]
+        return float(np.logaddexp(0, -signs * odds).sum() + RIDGE / 2 * (parameters[1:] ** 2).sum())
+
+    best = optimize.minimize(loss, np.zeros(values.shape[1] + 1), method="BFGS").x
+    return best[1:], float(best[0])
+
+
+def lowest_threshold(right: Sequence[float], allowed: float) -> float:
+    """The lowest probability from which no more than the share ``allowed`` of ``right`` results is suspect.
+
+    Halfway between two results, so that no rounding decides.
+    """
+    falling = sorted(right, reverse=True)
+    flagged = int(allowed * len(falling))
+    return (falling[flagged - 1] + falling[flagged]) / 2 if flagged else (1 + falling[0]) / 2
+
+
+def fit(rows: Sequence[Row], sha256: str) -> Calibration:
+    """Fit on :data:`FIT`; the threshold from the right results of ``paper`` and ``rigid`` of :data:`CHOOSE`."""
+    fitted, chosen = of(rows, FIT), of(rows, CHOOSE)
+    values = np.array([[getattr(row.evidence, name) for name in FEATURES] for row in fitted], dtype=np.float64)
+    wrong = np.array([row.wrong for row in fitted])
+    usual, spread = values[~wrong].mean(0), values[~wrong].std(0)
+    weight, bias = regress((values - usual) / spread, wrong)
+
+    def named(numbers: NDArray[np.float64]) -> dict[str, float]:
+        return {name: round(float(number), 5) for name, number in zip(FEATURES, numbers, strict=True)}
+
+    calibration = Calibration(
+        alignment_sha256=sha256,
+        usual=named(usual),
+        spread=named(spread),
+        weight=named(weight),
+        bias=round(bias, 5),
+        threshold=0.5,
+        origin=f"logistic regression on {len(fitted)} results of the training pairs, {int(wrong.sum())} of them wrong; "
+        f"threshold: at most {FALSE_ALARMS:.0%} of the right results of the suites paper and rigid of val",
+    )
+    right = [probability(calibration, row) for row in chosen if row.kind in ("paper", "rigid") and not row.wrong]
+    return Calibration(**{**asdict(calibration), "threshold": round(lowest_threshold(right, FALSE_ALARMS), 3)})
+
+
+def probability(calibration: Calibration, row: Row) -> float:
+    value = calibration.probability(asdict(row.evidence), SIDE)
+    assert value is not None, row.name  # the networks measured here give all evidence
+    return value
+
+
+# --- report ---
+
+
+def table(rows: Sequence[Row], calibration: Calibration) -> str:
+    """Markdown: what was flagged, by kind."""
+    lines = [
+        "| draws | n | suspect | wrong | of these suspect | right | of these suspect |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+
+    def share(flags: Sequence[bool]) -> str:
+        return f"{sum(flags)} ({np.mean(flags):.0%})" if flags else "-"
+
+    def line(name: str, members: Sequence[Row]) -> str:
+        flags = [verdict(row.evidence, SIDE, trust=calibration)[0] == "suspect" for row in members]
+        wrong = [flag for flag, row in zip(flags, members, strict=True) if row.wrong]
+        right = [flag for flag, row in zip(flags, members, strict=True) if not row.wrong]
+        cells = (name, len(members), share(flags), len(wrong), share(wrong), len(right), share(right))
+        return f"| {' | '.join(map(str, cells))} |"
+
+    for kind in dict.fromkeys(row.kind for row in rows):
+        lines.append(line(kind, [row for row in rows if row.kind == kind]))
+    known = [row for row in rows if row.kind in MISALIGNMENTS]
+    lines.append(line("paper, rigid and large together", known))
+    return "\n".join([*lines, line("all", rows)])
+
+
+class Curve(NamedTuple):
+    """Falling thresholds: the shares of right and of wrong results that each flags; ``area`` under the curve."""
+
+    false_alarms: NDArray[np.float64]
+    caught: NDArray[np.float64]
+    area: float
+
+
+def roc(values: NDArray[np.float64], wrong: NDArray[np.bool_]) -> Curve:
+    """Receiver operating characteristic of ``values`` (``N``) as a test for ``wrong`` (``N``)."""
+    levels_ = np.concatenate([[np.inf], np.unique(values)[::-1]])
+    caught = np.array([(values[wrong] >= level).mean() for level in levels_])
+    false_alarms = np.array([(values[~wrong] >= level).mean() for level in levels_])
+    return Curve(false_alarms, caught, float(np.trapezoid(caught, false_alarms)))
+
+
+def bins(
+    values: NDArray[np.float64], wrong: NDArray[np.bool_], edges: Sequence[float]
+) -> list[tuple[float, float, int]]:
+    """Mean probability, share that was wrong and number of results between neighbouring ``edges``; no empty ones."""
+    place = np.digitize(values, edges[1:-1])
+    kept = (place == index for index in range(len(edges) - 1))
+    return [(float(values[k].mean()), float(wrong[k].mean()), int(k.sum())) for k in kept if k.any()]
+
+
+def draw_curve(curve: Curve, at: tuple[float, float], reliability: Sequence[tuple[float, float, int]]) -> str:
+    """Two panels as SVG: the curve with the chosen threshold, and what probabilities came true."""
+    side, left, top, gap = 260, 56, 34, 86
+
+    def x(panel: int, value: float) -> float:
+        return left + panel * (side + gap) + value * side
+
+    def y(value: float) -> float:
+        return top + (1 - value) * side
+
+    def points(panel: int, pairs: Iterator[tuple[float, float]]) -> str:
+        return " ".join(f"{x(panel, a):.1f},{y(b):.1f}" for a, b in pairs)
+
+    width, height = left + 2 * side + gap + 20, top + side + 52
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="sans-serif" font-size="12" fill="#222">',
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+    ]
+    titles = (
+        (f"wrong against right results (area {curve.area:.3f})", "right results flagged", "wrong results flagged"),
+        ("estimated against observed (results)", "estimated probability", "share that was wrong"),
+    )
+    for panel, (title, across, up) in enumerate(titles):
+        parts.append(f'<text x="{x(panel, 0)}" y="{top - 14}" font-weight="bold">{title}</text>')
+        for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+            parts.append(
+                f'<path d="M{x(panel, tick)} {y(0)}V{y(1)}M{x(panel, 0)} {y(tick)}H{x(panel, 1)}" stroke="#ddd"/>'
+                f'<text x="{x(panel, tick)}" y="{y(0) + 16}" text-anchor="middle">{tick:.0%}</text>'
+                f'<text x="{x(panel, 0) - 6}" y="{y(tick) + 4}" text-anchor="end">{tick:.0%}</text>'
+            )
+        middle = (x(panel, 0) - 42, y(0.5))
+        parts.append(
+            f'<text x="{x(panel, 0.5)}" y="{y(0) + 36}" text-anchor="middle">{across}</text>'
+            f'<text x="{middle[0]}" y="{middle[1]}" text-anchor="middle" '
+            f'transform="rotate(-90 {middle[0]} {middle[1]})">{up}</text>'
+        )
+    steps = points(0, zip(curve.false_alarms.tolist(), curve.caught.tolist(), strict=True))
+    parts.append(f'<polyline points="{steps}" fill="none" stroke="#1f5fa8" stroke-width="2"/>')
+    parts.append(
+        f'<circle cx="{x(0, at[0]):.1f}" cy="{y(at[1]):.1f}" r="5" fill="#c8401e"/>'
+        f'<text x="{x(0, at[0]) + 10:.1f}" y="{y(at[1]) + 18:.1f}">chosen: {at[1]:.0%} at {at[0]:.0%}</text>'
+    )
+    parts.append(f'<path d="M{x(1, 0)} {y(0)}L{x(1, 1)} {y(1)}" stroke="#999" stroke-dasharray="4 4"/>')
+    line = points(1, ((estimated, observed) for estimated, observed, _ in reliability))
+    parts.append(f'<polyline points="{line}" fill="none" stroke="#1f5fa8" stroke-width="2"/>')
+    for estimated, observed, count in reliability:
+        # Below the line to its right, and clear of the frame.
+        at_end, low = estimated > 0.9, observed < 0.08
+        beside = (x(1, estimated) + (-10 if at_end else 8), y(observed) + (4 if at_end else -12 if low else 16))
+        parts.append(
+            f'<circle cx="{x(1, estimated):.1f}" cy="{y(observed):.1f}" r="4" fill="#1f5fa8"/>'
+            f'<text x="{beside[0]:.1f}" y="{beside[1]:.1f}" text-anchor="{"end" if at_end else "start"}">{count}</text>'
+        )
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def report(rows: Sequence[Row], calibration: Calibration) -> None:
+    """Print the table of :data:`REPORT` and draw :data:`CURVE`."""
+    reported = of(rows, REPORT)
+    values = np.array([probability(calibration, row) for row in reported])
+    wrong = np.array([row.wrong for row in reported])
+    flagged = values >= calibration.threshold
+    curve = roc(values, wrong)
+    at = (float(flagged[~wrong].mean()), float(flagged[wrong].mean()))
+    picture = draw_curve(curve, at, bins(values, wrong, (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)))
+    with write_whole(CURVE) as aside:
+        aside.write_text(picture, encoding="utf-8")
+    print(table(reported, calibration))
+    print(f"\narea under the curve {curve.area:.3f}; threshold {calibration.threshold}; n={len(reported)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", type=Path)
-    parser.add_argument("--split", default="val")
-    parser.add_argument("--weights", default="default")
-    parser.add_argument("--unrelated", type=int, default=40)
+    parser.add_argument("what", choices=("measure", "fit", "report"))
+    parser.add_argument("pairs", type=Path, nargs="?", help="pairs CSV; for measure")
+    parser.add_argument("--weights", default=weights.DEFAULT)
     args = parser.parse_args()
-    model = load_model(args.weights)
-    data = PairSet(read_pairs(args.pairs, split=args.split))
-    for suite, misalignment in MISALIGNMENTS.items():
-        flags, off = [], []
-        for index in range(len(data)):
-            batch = validation_batch(data, [index], misalignment, draw=1, device=CPU)
-            flag, field = is_suspect(model, batch.fixed, batch.moving)
-            error = endpoint_error(batch.known[0].numpy(), field.numpy())
-            flags.append(flag)
-            off.append(summarise(error, batch.mask[0, 0].numpy() > 0).mean > 5)
-        wrong = [flag for flag, is_off in zip(flags, off, strict=True) if is_off]
-        caught = f"{sum(wrong)} of {len(wrong)} off by more than 5 px" if wrong else "none is off by more than 5 px"
-        print(f"{suite:10} n={len(flags)}  suspect {np.mean(flags):.0%}  ({caught})", flush=True)
-    random = np.random.default_rng(0)
-    flags = []
-    for _ in range(args.unrelated):
-        one = int(random.integers(len(data)))
-        others = [i for i, p in enumerate(data.pairs) if p.case != data.pairs[one].case]
-        other = int(random.choice(others))
-        fixed, moving = data.fixed[one : one + 1].float() / 255, data.moving[other : other + 1].float() / 255
-        flags.append(is_suspect(model, fixed, moving)[0])
-    print(f"{'unrelated':10} n={len(flags)}  suspect {np.mean(flags):.0%}", flush=True)
-    noise = torch.rand(8, 1, 256, 256, generator=torch.Generator().manual_seed(0))
-    flags = [is_suspect(model, data.fixed[i : i + 1].float() / 255, noise[i : i + 1])[0] for i in range(len(noise))]
-    print(f"{'noise':10} n={len(flags)}  suspect {np.mean(flags):.0%}")
+    if args.what == "measure":
+        if args.pairs is None:
+            parser.error("measure needs a pairs CSV")
+        measure(args.pairs, args.weights)
+        return
+    network, _ = weights.load(args.weights)
+    sha256 = alignment_sha256(network)
+    rows, path = read_measured(sha256), calibration_file(weights.find(args.weights)[1])
+    if args.what == "fit":
+        calibration = fit(rows, sha256)
+        with write_whole(path) as aside:
+            aside.write_text(calibration.to_json(), encoding="utf-8")
+        print(f"{path.name}: weights {dict(calibration.weight)}, threshold {calibration.threshold}")
+    else:
+        known = load_model(args.weights).trust
+        if known is None:
+            parser.error(f"there is no calibration {path.name} for these weights; run `python benchmarks/trust.py fit`")
+        report(rows, known)
 
 
 if __name__ == "__main__":

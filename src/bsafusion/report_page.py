@@ -45,6 +45,7 @@ def words(report: Mapping[str, Any]) -> list[Sentence]:
     mode = report.get("mode", ALIGN_AND_FUSE)
     if MODES.get(mode):
         sentences.append(("Asked for", _sentence(MODES[mode])))
+    sentences += _trust_words(report.get("trust"))
     if (error := known.get("expected_error")) is not None:
         sentences.append(
             ("Expected error", f"The network expects its field to be off by {error:.1f} px on average inside the head.")
@@ -78,6 +79,18 @@ def words(report: Mapping[str, Any]) -> list[Sentence]:
         part = f"{outside:.1%} of the head" if outside > 0 else "No part of the head"
         sentences.append(("Coverage", f"{part} lies outside the moving image."))
     return sentences + _colour_words(report.get("colour"))
+
+
+def _trust_words(trust: Any) -> list[Sentence]:
+    """The estimated chance that the result is wrong, in a sentence; nothing where nothing was estimated."""
+    probability = trust.get("probability_off") if isinstance(trust, Mapping) else None
+    if probability is None:
+        return []
+    text = (
+        f"The chance that the result is off by more than {trust['off_from_px']:.0f} px is put at {probability:.0%}; "
+        f"from {trust['suspect_from']:.0%} on it counts as suspect."
+    )
+    return [("Chance of being wrong", text)]
 
 
 def _colour_words(colour: Any) -> list[Sentence]:
