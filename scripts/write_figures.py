@@ -75,7 +75,8 @@ def errors_table(rows: Rows) -> str:
         "| misalignment | method | CT-MRI | PET-MRI | SPECT-MRI | folds | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for suite, method in dict.fromkeys((key[2], key[0]) for key in rows if key[4] == "error"):
+    pairs = dict.fromkeys((key[2], key[0]) for key in rows if key[4] == "error")
+    for suite, method in sorted(pairs, key=lambda pair: ["paper", "rigid", "large", "corrupted"].index(pair[0])):
         cells = []
         for task in TASKS:
             row = rows[method, "", suite, task, "error"]
