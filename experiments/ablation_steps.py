@@ -7,12 +7,12 @@ Budget: 3200 pairs seen in each run, 400 steps of 8; 4.0 min a run (threads: 1).
 
                   rigid, px  paper, px  seconds a pair
 before alignment       7.83       3.78
-K = 1, to affine       7.78       3.79           0.081
-K = 2, to 1/16         7.71       3.77           0.089
-K = 3, to 1/8          7.74       3.83           0.100
-K = 4, to 1/4          6.35       3.74           0.126
-K = 5, to 1/2          6.15       3.73           0.178
-baseline, seed 1       6.47       3.60           0.106
+K = 1, to affine       7.78       3.79           0.073
+K = 2, to 1/16         7.71       3.77           0.081
+K = 3, to 1/8          7.74       3.83           0.085
+K = 4, to 1/4          6.35       3.74           0.108
+K = 5, to 1/2          6.15       3.73           0.155
+baseline, seed 1       6.47       3.60           0.104
 
 Mean endpoint error inside the head on the val pairs, mean over tasks, one draw each of the suites rigid (8
 degrees, 8 px) and paper. Seconds: median of seven whole predictions (alignment and fusion) of a 256x256 pair
