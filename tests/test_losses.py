@@ -315,3 +315,13 @@ def test_the_published_loss_has_the_papers_terms() -> None:
     assert published.intensity == 0.5 * published.structure == 0.5 * published.ce1
     # The Sobel magnitude of this package is an eighth of the plain kernel's.
     assert published.gradient == 8
+
+
+def test_confusion_without_a_judge_is_refused_unless_it_does_not_count() -> None:
+    tokens, logits, modality = torch.zeros(1, 4, 2, 2), torch.zeros(1, 4), torch.tensor([0])
+    silent = Representation((tokens, tokens), (tokens, tokens), (logits, logits), None)
+    with pytest.raises(ValueError, match="the judge was not asked"):
+        losses.modality_losses(silent, modality, modality + 1)
+    ce1, ce2 = losses.modality_losses(silent, modality, modality + 1, confuse=False)
+    assert float(ce1) == pytest.approx(math.log(4))
+    assert float(ce2) == 0

@@ -71,9 +71,9 @@ def consistency_loss(aligned: Tensor, truth: Tensor) -> Tensor:
 
 
 def modality_losses(
-    representation: Representation, modality_fixed: Tensor, modality_moving: Tensor
+    representation: Representation, modality_fixed: Tensor, modality_moving: Tensor, *, confuse: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """L_ce1 and L_ce2.
+    """L_ce1 and L_ce2; the latter is 0 without ``confuse``, and then needs no judge.
 
     Modalities ``B`` index ``MODALITIES``; -1 where there is none (a remapped contrast).
     """
@@ -81,8 +81,10 @@ def modality_losses(
     target = torch.cat([modality_fixed, modality_moving])
     known = target >= 0
     ce1 = F.cross_entropy(logits[known], target[known]) if bool(known.any()) else logits.sum() * 0
+    if not confuse:
+        return ce1, ce1 * 0
     if representation.judge_logits is None:
-        return ce1, ce1 * 0  # the judge was not asked: L_ce2 has no weight
+        raise ValueError("the judge was not asked; put the network in training mode to compute L_ce2")
     # Confusion means even odds between the modalities that the two images have.
     judged = torch.cat(representation.judge_logits).float()
     both = known.view(2, -1).all(0).repeat(2)

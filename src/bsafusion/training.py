@@ -188,7 +188,7 @@ class Objective:
             figures["epe"] = float(error)
             terms["smooth"] = losses.smooth_loss(alignment)
             terms["ce1"], terms["ce2"] = losses.modality_losses(
-                matched.representation, batch.modality_fixed, batch.modality_moving
+                matched.representation, batch.modality_fixed, batch.modality_moving, confuse="ce2" in self.wanted
             )
             if "match" in self.wanted and any(s.match_logits is not None for s in alignment.steps):
                 terms["match"] = losses.match_loss(alignment, known, batch.mask)
