@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bsafusion.deformation import affine_field, compose, identity_grid, warp
-from bsafusion.models.alignment import AffineStep, AlignmentCfg, local_correlation, reverse_correlation
+from bsafusion.models.alignment import AffineStep, AlignmentCfg, local_correlation, mirror_field, reverse_correlation
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default, paper, working_shape
 from bsafusion.models.encoder import EncoderCfg
 from bsafusion.models.fusion import FusionCfg
@@ -43,7 +43,10 @@ def small_paper() -> BSAFusionCfg:
         encoder=EncoderCfg(kind="restormer", shallow=4, widths=(16,)),
         representation=RepresentationCfg(dim=16, heads=2, mlp_dim=16, transfer_per_modality=True, position_grid=5),
         alignment=AlignmentCfg(
-            kind="attention", steps=("1/16", "1/8", "1/4", "1/2", "1/1"), layers=1, hidden=(0, 16, 8, 8, 4, 4)
+            kind="attention",
+            steps=("1/16", "1/8", "1/4", "1/2", "1/1"),
+            layers=1,
+            hidden=(0, 16, 8, 8, 4, 4),
         ),
         fusion=FusionCfg(kind="restormer", widths=(8, 8, 4, 4), inner=(8, 8, 4, 4)),
         working_side=81,
@@ -165,13 +168,15 @@ def test_a_pair_is_treated_alike_alone_and_in_a_batch(small_cfg: BSAFusionCfg, r
 # --- stage 3: symmetry and directions -------------------------------------------------------------
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("shape", [(65, 81), (60, 77), (120, 40)])
 def test_swapping_the_images_gives_the_inverse(
-    shape: tuple[int, int], small_cfg: BSAFusionCfg, randomise: Randomise
+    shape: tuple[int, int], mirrored: bool, small_cfg: BSAFusionCfg, randomise: Randomise
 ) -> None:
     model = randomise(BSAFusion(small_cfg))
     a, b = images(shape)
-    there, back = model.predict(a, b).alignment, model.predict(b, a).alignment
+    there = model.predict(a, b, mirrored=mirrored).alignment
+    back = model.predict(b, a, mirrored=mirrored).alignment
     assert there.displacement.abs().max() > 0.5
     torch.testing.assert_close(there.displacement, back.inverse, rtol=0, atol=1e-3)
     torch.testing.assert_close(there.inverse, back.displacement, rtol=0, atol=1e-3)
@@ -181,6 +186,29 @@ def test_equal_images_stay_where_they_are(small_cfg: BSAFusionCfg, randomise: Ra
     image, _ = images()
     alignment = randomise(BSAFusion(small_cfg)).predict(image, image).alignment
     assert alignment.displacement.abs().max() < 1e-3
+
+
+def test_mirror_images_get_the_mirrored_field(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    model = randomise(BSAFusion(small_cfg))
+    fixed, moving = images((65, 81))  # a size that needs no border: the mirror image of the border is another one
+    plain = model.predict(fixed, moving, mirrored=True).alignment
+    mirror = model.predict(fixed.flip(-1), moving.flip(-1), mirrored=True).alignment
+    torch.testing.assert_close(mirror.displacement, mirror_field(plain.displacement), atol=1e-3, rtol=0)
+    assert plain.disagreement is not None
+    assert mirror.disagreement is not None
+    torch.testing.assert_close(mirror.disagreement, plain.disagreement.flip(-1), atol=1e-3, rtol=0)
+    alone = model.predict(fixed, moving).alignment
+    assert not torch.allclose(alone.displacement, plain.displacement, atol=1e-2)
+    assert alone.disagreement is None
+
+
+def test_a_symmetric_pair_has_nothing_to_disagree_on(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    model = randomise(BSAFusion(small_cfg))
+    fixed, moving = ((image + image.flip(-1)) / 2 for image in images((65, 81)))
+    alone, both = (model.predict(fixed, moving, mirrored=mirrored).alignment for mirrored in (False, True))
+    across = alone.displacement[:, 1] + alone.displacement[:, 1].flip(-1)
+    assert both.disagreement is not None
+    assert (both.displacement[:, 1] + both.displacement[:, 1].flip(-1)).abs().max() < 1e-3 < across.abs().max()
 
 
 def test_the_two_fields_are_inverse(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:

@@ -58,7 +58,9 @@ class Alignment(NamedTuple):
 
     ``expected_error``: ``B 1 H W``, pixels, the network's own estimate of how far the field is off.
     ``similarity``: ``B 1 H W`` twice, the cosine of the images' descriptors at each pixel before and after
-    alignment (in evaluation mode only). The attention preset has neither. ``steps`` stay on their own grids.
+    alignment (in evaluation mode only). ``disagreement``: ``B 1 H W``, pixels, how far apart the answers for the
+    images and for their mirror images are, where both were asked (``mirrored``). The attention preset has none of
+    them. ``steps`` stay on their own grids.
     """
 
     displacement: Tensor
@@ -66,6 +68,7 @@ class Alignment(NamedTuple):
     steps: tuple[Step, ...]
     expected_error: Tensor | None = None
     similarity: tuple[Tensor, Tensor] | None = None
+    disagreement: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,11 @@ def between_images(steps: tuple[Step, ...], shape: tuple[int, int]) -> tuple[Ali
 # --- ours: matching -------------------------------------------------------------------------------
 
 
+def mirror_field(field: Tensor) -> Tensor:
+    """The field ``B 2 H W`` between the mirror images (left and right exchanged) of two images."""
+    return field.flip(-1) * field.new_tensor([1, -1]).view(2, 1, 1)
+
+
 def local_correlation(a: Tensor, b: Tensor, radius: int, *, block: int = 16) -> Tensor:
     """Inner products of every descriptor of ``a`` with those of ``b`` in a window around it.
 
@@ -169,7 +177,7 @@ def local_correlation(a: Tensor, b: Tensor, radius: int, *, block: int = 16) -> 
         padded = F.pad(products.flatten(-2), (0, block))
         skewed = padded.view(*padded.shape[:-1], block, block + 2 * radius + 1)
         bands.append(skewed[..., :span].reshape(batch, height, count * block, span)[:, :, :width])
-    return torch.stack(bands, dim=3).flatten(3).permute(0, 3, 1, 2)
+    return torch.stack(bands, dim=3).flatten(3).permute(0, 3, 1, 2).contiguous()
 
 
 def reverse_correlation(correlation: Tensor, radius: int) -> Tensor:
@@ -314,6 +322,14 @@ class MatchingStep(nn.Module):
         return (forward - backward) / 2, sum(log_errors.chunk(2)) / 2, logits  # type: ignore[return-value]
 
 
+def _first_half(step: Step) -> Step:
+    """The plain images' part of a step that looked at their mirror images too."""
+    fixed, moving, velocity = (t.chunk(2)[0] for t in (step.field_fixed, step.field_moving, step.velocity))
+    logits = None if step.match_logits is None else step.match_logits.chunk(2)[0]
+    before = step.before[0].chunk(2)[0], step.before[1].chunk(2)[0]
+    return Step(step.name, fixed, moving, velocity, logits, before)
+
+
 class MatchingAlignment(nn.Module):
     """Stage 3 of the default preset."""
 
@@ -329,8 +345,16 @@ class MatchingAlignment(nn.Module):
         )
 
     def forward(
-        self, fixed: Features, moving: Features, representation: Representation, shape: tuple[int, int]
+        self,
+        fixed: Features,
+        moving: Features,
+        representation: Representation,
+        shape: tuple[int, int],
+        *,
+        mirrored: bool = False,
     ) -> Alignment:
+        """Align a batch. With ``mirrored`` its second half holds the mirror images of the first: every step takes the
+        mean of its answers for both, and the result is that of the first half."""
         descriptors_fixed = self.descriptors(representation.matched[0], fixed.pyramid)
         descriptors_moving = self.descriptors(representation.matched[1], moving.pyramid)
         coarsest = descriptors_fixed[STRIDE]
@@ -338,6 +362,7 @@ class MatchingAlignment(nn.Module):
         field_moving = field_fixed
         share_fixed, share_moving = _share(self.cfg.direction)
         log_error: Tensor | None = None
+        apart: Tensor | None = None  # half the difference of the two answers so far, voxels of the step's grid
         steps: list[Step] = []
         for name in self.cfg.steps:
             stride, step = STEP_STRIDES[name], self.steps[name.replace("/", "_")]
@@ -353,13 +378,33 @@ class MatchingAlignment(nn.Module):
                 a = warp(a, field_fixed)
                 b = warp(b, field_moving)
                 velocity, log_error, logits = step(a, b)
+            if mirrored:
+                plain, mirror = velocity.chunk(2)
+                mirror = mirror_field(mirror)
+                velocity = torch.cat([(plain + mirror) / 2, mirror_field(plain + mirror) / 2])
+                half = (plain - mirror) / 2
+                apart = half if apart is None else resize_field(apart, shape=grid) + half
             field_fixed = compose(field_fixed, share_fixed * velocity)
             field_moving = compose(field_moving, share_moving * velocity)
             steps.append(Step(name, field_fixed, field_moving, velocity, logits, before))
+        if mirrored:
+            steps = [_first_half(step) for step in steps]
+            descriptors_fixed, descriptors_moving = (
+                {stride: d.chunk(2)[0] for stride, d in descriptors.items()}
+                for descriptors in (descriptors_fixed, descriptors_moving)
+            )
         alignment, fixed_to_middle = between_images(tuple(steps), shape)
+
+        def pixels(middle: Tensor) -> Tensor:
+            return resize(warp(middle, fixed_to_middle) * STEP_STRIDES[self.cfg.steps[-1]], shape)
+
         if log_error is not None:
-            pixels = warp(log_error, fixed_to_middle).exp() * STEP_STRIDES[self.cfg.steps[-1]]
-            alignment = alignment._replace(expected_error=resize(pixels, shape))
+            if mirrored:
+                plain, mirror = log_error.chunk(2)
+                log_error = (plain + mirror.flip(-1)) / 2
+            alignment = alignment._replace(expected_error=pixels(log_error.exp()))
+        if apart is not None:
+            alignment = alignment._replace(disagreement=pixels(apart.norm(dim=1, keepdim=True)))
         if not self.training:
             stride = min(descriptors_fixed, key=lambda s: abs(s - SIMILARITY_STRIDE))
             a, b = descriptors_fixed[stride].float(), descriptors_moving[stride].float()
@@ -444,8 +489,16 @@ class AttentionAlignment(nn.Module):
         self.sides = nn.ModuleDict({s: nn.ModuleList(AttentionLayer(c, cfg.layers) for c in widths) for s in sides})
 
     def forward(
-        self, fixed: Features, moving: Features, representation: Representation, shape: tuple[int, int]
+        self,
+        fixed: Features,
+        moving: Features,
+        representation: Representation,
+        shape: tuple[int, int],
+        *,
+        mirrored: bool = False,
     ) -> Alignment:
+        if mirrored:
+            raise ValueError("the attention preset does not look at mirror images; leave mirrored out")
         features = dict(zip(("fixed", "moving"), representation.matched, strict=True))
         zero = torch.zeros_like(representation.matched[0][:, :2], dtype=torch.float32)
         totals = {"fixed": zero, "moving": zero}

@@ -91,6 +91,25 @@ def paper() -> BSAFusionCfg:
 PRESETS: dict[str, Callable[[], BSAFusionCfg]] = {"default": default, "paper": paper}
 
 
+class Represented(NamedTuple):
+    """What stages 1 and 2 hand to alignment."""
+
+    fixed: Features
+    moving: Features
+    representation: Representation
+
+
+def _beside(plain: Represented, mirrored: Represented) -> Represented:
+    """What alignment looks at of both in one batch; the rest is that of the plain images."""
+    fixed, moving = (
+        a._replace(pyramid={stride: torch.cat([a.pyramid[stride], b.pyramid[stride]]) for stride in a.pyramid})
+        for a, b in zip(plain[:2], mirrored[:2], strict=True)
+    )
+    pairs = zip(plain.representation.matched, mirrored.representation.matched, strict=True)
+    matched_fixed, matched_moving = (torch.cat(pair) for pair in pairs)
+    return Represented(fixed, moving, plain.representation._replace(matched=(matched_fixed, matched_moving)))
+
+
 class Matched(NamedTuple):
     """What stages 1 to 3 hand to fusion.
 
@@ -173,8 +192,8 @@ class BSAFusion(nn.Module):
         return x[..., :height, :width]
 
     def _to_full(self, alignment: Alignment, shape: tuple[int, int]) -> Alignment:
-        height, _ = self._working_shape(shape)
-        error, similarity = alignment.expected_error, alignment.similarity
+        scale = (shape[0] - 1) / (self._working_shape(shape)[0] - 1)
+        error, similarity, apart = alignment.expected_error, alignment.similarity, alignment.disagreement
 
         def image(x: Tensor) -> Tensor:
             return resize(self._crop(x, shape), shape)
@@ -182,27 +201,36 @@ class BSAFusion(nn.Module):
         return alignment._replace(
             displacement=resize_field(self._crop(alignment.displacement, shape), shape=shape),
             inverse=resize_field(self._crop(alignment.inverse, shape), shape=shape),
-            expected_error=None if error is None else image(error) * (shape[0] - 1) / (height - 1),
+            expected_error=None if error is None else image(error) * scale,
+            disagreement=None if apart is None else image(apart) * scale,
             similarity=None if similarity is None else (image(similarity[0]), image(similarity[1])),
         )
 
-    def match(self, fixed: Tensor, moving: Tensor) -> Matched:
-        """Stages 1 to 3 for two images ``B 1 H W``."""
+    def match(self, fixed: Tensor, moving: Tensor, *, mirrored: bool = False) -> Matched:
+        """Stages 1 to 3 for two images ``B 1 H W``; for ``mirrored`` see :meth:`forward`."""
         if fixed.shape != moving.shape or fixed.dim() != 4 or fixed.shape[1] != 1 or min(fixed.shape[-2:]) < 32:
             raise ValueError(
                 f"fixed {tuple(fixed.shape)} and moving {tuple(moving.shape)}: expected both as B 1 H W of "
                 "one size, 32 pixels a side or more; bring the moving image to the fixed grid first "
                 "(preprocessing.match_grids)"
             )
-        count = len(fixed)
-        both = self.encode(torch.cat([fixed, moving]))
-        features_fixed = Features(both.shallow[:count], {s: f[:count] for s, f in both.pyramid.items()})
-        features_moving = Features(both.shallow[count:], {s: f[count:] for s, f in both.pyramid.items()})
-        representation = self.representation(features_fixed.tokens, features_moving.tokens)
-        height, width = features_fixed.tokens.shape[-2:]
+        images = torch.cat([fixed, moving])
+        plain = self._represent(self.encode(images))
+        looked_at = plain
+        if mirrored:
+            pyramid = self.encoder.pyramid(self.to_working(images).flip(-1))
+            looked_at = _beside(plain, self._represent(Features(images, pyramid)))
+        height, width = plain.fixed.tokens.shape[-2:]
         grid = (STRIDE * (height - 1) + 1, STRIDE * (width - 1) + 1)
-        alignment = self.alignment(features_fixed, features_moving, representation, grid)
-        return Matched(features_fixed, features_moving, representation, alignment)
+        alignment = self.alignment(*looked_at, grid, mirrored=mirrored)
+        return Matched(*plain, alignment)
+
+    def _represent(self, both: Features) -> Represented:
+        """Stage 2, for features whose first half is of the fixed images."""
+        count = len(both.shallow) // 2
+        fixed = Features(both.shallow[:count], {s: f[:count] for s, f in both.pyramid.items()})
+        moving = Features(both.shallow[count:], {s: f[count:] for s, f in both.pyramid.items()})
+        return Represented(fixed, moving, self.representation(fixed.tokens, moving.tokens))
 
     def see_again(self, fixed: Tensor, moving: Tensor, matched: Matched) -> Matched:
         """``matched`` with the shallow features computed anew, to train them while the rest stays as it is."""
@@ -222,14 +250,18 @@ class BSAFusion(nn.Module):
         shallow_moving = warp(features[1].shallow, full)
         return self.fusion.draw(fixed, aligned, (features[0].shallow, shallow_moving), running), aligned
 
-    def forward(self, fixed: Tensor, moving: Tensor, *, aligned_already: bool = False) -> Output:
+    def forward(
+        self, fixed: Tensor, moving: Tensor, *, aligned_already: bool = False, mirrored: bool = False
+    ) -> Output:
         """Align ``moving`` to ``fixed`` and fuse both.
 
         Args:
             fixed, moving: ``B 1 H W`` float32 in [0, 1], on one grid, at least 32 pixels a side.
             aligned_already: fuse as given, under a zero field; both similarities are then those before.
+            mirrored: align the mirror images as well and take the mean of both answers: a little more exact, in nearly
+                twice the time.
         """
-        matched = self.match(fixed, moving)
+        matched = self.match(fixed, moving, mirrored=mirrored and not aligned_already)
         if aligned_already:
             matched = matched._replace(alignment=_skipped(matched.alignment))
         fused, aligned = self.fuse(fixed, moving, matched, matched.alignment.displacement)
@@ -237,6 +269,8 @@ class BSAFusion(nn.Module):
         return Output(fused, aligned, alignment, matched.representation)
 
     @torch.inference_mode()
-    def predict(self, fixed: Tensor, moving: Tensor, *, aligned_already: bool = False) -> Output:
+    def predict(
+        self, fixed: Tensor, moving: Tensor, *, aligned_already: bool = False, mirrored: bool = False
+    ) -> Output:
         """:meth:`forward` for inference; puts the network in evaluation mode."""
-        return self.eval()(fixed, moving, aligned_already=aligned_already)  # type: ignore[no-any-return]
+        return self.eval()(fixed, moving, aligned_already=aligned_already, mirrored=mirrored)  # type: ignore[no-any-return]

@@ -75,6 +75,10 @@ class RestormerEncoder(nn.Module):
         shallow: Tensor = self.first(self.widen(image))
         return shallow
 
+    def pyramid(self, image: Tensor) -> dict[int, Tensor]:
+        """The features at each stride: here the tokens alone."""
+        return self(image).pyramid  # type: ignore[no-any-return]
+
     def forward(self, image: Tensor) -> Features:
         shallow = self.see(image)
         return Features(shallow, {STRIDE: self.to_tokens(self.second(shallow))})
