@@ -7,7 +7,7 @@ import importlib
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from bsafusion import weights
-from bsafusion.models.bsafusion import BSAFusion, default
+from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default
 from bsafusion.options import with_options
 from bsafusion.training import FUSION_PARAMETERS, TrainingCfg
 
@@ -264,7 +264,7 @@ def test_every_variant_is_a_run_that_exists(ablations, name: str) -> None:  # ty
 
 def test_the_index_lists_every_experiment() -> None:
     readme = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
-    for name in (*FILES, "breaking_point"):
+    for name in (*FILES, "breaking_point", "inference"):
         assert f"[{name}.py]({name}.py)" in readme
 
 
@@ -311,3 +311,39 @@ def test_the_sweep_of_a_network_that_never_moves(pairs_csv: Path, tmp_path: Path
     drawing = ElementTree.parse(tmp_path / "results" / "breaking_point.svg")
     lines = drawing.findall(".//{http://www.w3.org/2000/svg}polyline")
     assert len(lines) == 2 * (2 + 1 + 2)  # for each kind: two tasks, before; off, suspect
+
+
+# --- ways to align with the same weights ----------------------------------------------------------
+
+
+def test_ways_to_align(small_cfg: BSAFusionCfg, randomise: Callable[[BSAFusion], BSAFusion]) -> None:
+    inference = importlib.import_module("inference")
+    network = randomise(BSAFusion(small_cfg)).eval()
+    fixed, moving = torch.rand(2, 1, 1, 60, 77, generator=torch.Generator().manual_seed(3)).unbind(0)
+    with torch.inference_mode():
+        found = inference.ways(network, fixed, moving)
+        stay = inference.ways(network, fixed, fixed)
+    assert torch.allclose(found["all steps"], network.predict(fixed, moving).alignment.displacement, atol=1e-3)
+    mirrored = network.predict(fixed, moving, mirrored=True).alignment.displacement
+    assert torch.allclose(found["and mirrored"], mirrored, atol=1e-3)
+    half, whole = found["and half of it"], found["and a second pass"]
+    # Half a second pass lies halfway to the whole one, to first order.
+    part = ((half - found["all steps"]).norm() / (whole - found["all steps"]).norm()).item()
+    assert part == pytest.approx(0.5, abs=0.1)
+    assert all(field.abs().max() < 1e-3 for field in stay.values())
+
+
+def test_no_way_helps_a_network_that_never_moves(pairs_csv: Path, tmp_path: Path) -> None:
+    from pairs import known_weights
+
+    inference = importlib.import_module("inference")
+    file = tmp_path / "inference.py"
+    file.write_text(DOCSTRING, encoding="utf-8")
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    inference.run(file, pairs_csv, str(known_weights(tmp_path)), 1, 1)
+    results = json.loads((tmp_path / "results" / "inference.json").read_text(encoding="utf-8"))
+    before = results["errors"]["before alignment"]
+    assert before.keys() == {f"{s}/{t}" for s in ("paper", "rigid", "large") for t in ("ct-mri", "pet-mri")}
+    for row in results["errors"].values():
+        assert row == pytest.approx(before, abs=1e-3)
+    assert "| [inference.py](inference.py) |" in (tmp_path / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,126 @@
+"""What do the steps, a look at the mirror images and a second pass give, with the same weights?
+
+    python experiments/inference.py PAIRS.csv [--weights default] [--draws 1] [--limit N]
+
+No training: the val pairs, misaligned by fields with fixed seeds, are aligned by the first steps alone, by all of them
+(what ``fuse`` does), by all of them for the images and for their mirror images (``fuse --mirrored``), and once more
+after both images were brought to the middle by the first pass; that second pass is taken whole, or half of it.
+Writes ``results/inference.json`` beside this file.
+
+-- results, written by the command --
+Not yet run.
+-- end of results --
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+
+import torch
+from ablations import Column, Figures, table, write_results
+from torch import Tensor
+
+from bsafusion.datasets import MISALIGNMENTS, TASKS, PairSet, read_pairs, validation_batch
+from bsafusion.deformation import compose, invert, resize_field, warp
+from bsafusion.metrics import endpoint_error, summarise
+from bsafusion.models.alignment import Alignment, between_images
+from bsafusion.models.bsafusion import BSAFusion
+from bsafusion.pipeline import load_model
+
+COLUMNS = tuple(
+    Column(f"{suite}/{task}", f"{suite} {task.removesuffix('-mri').upper()}")
+    for suite in MISALIGNMENTS
+    for task in TASKS
+)
+ALL_STEPS = "all steps"
+NOTES = (
+    "Mean endpoint error inside the head, pixels, against the known fields. A second pass is composed with the first "
+    "on both sides of the middle."
+)
+
+
+def from_middle(alignment: Alignment, shape: tuple[int, int], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The two fields out of the middle, on the images' own grid."""
+    last = alignment.steps[-1]
+    return tuple(  # type: ignore[return-value]
+        resize_field(field, shape=grid)[..., : shape[0], : shape[1]] for field in (last.field_fixed, last.field_moving)
+    )
+
+
+def ways(network: BSAFusion, fixed: Tensor, moving: Tensor) -> dict[str, Tensor]:
+    """The displacement ``1 2 H W`` of every way to align a pair ``1 1 H W``."""
+    shape = (fixed.shape[-2], fixed.shape[-1])
+    first = network.match(fixed, moving).alignment
+    grid = (first.displacement.shape[-2], first.displacement.shape[-1])
+
+    def cut(field: Tensor) -> Tensor:
+        return field[..., : shape[0], : shape[1]]
+
+    found = {}
+    for count, step in enumerate(first.steps[:-1], start=1):
+        found[f"to {step.name}"] = cut(between_images(first.steps[:count], grid)[0].displacement)
+    found[ALL_STEPS] = cut(first.displacement)
+    found["and mirrored"] = cut(network.match(fixed, moving, mirrored=True).alignment.displacement)
+    to_fixed, to_moving = from_middle(first, shape, grid)
+    again = network.match(warp(fixed, to_fixed), warp(moving, to_moving, padding="zeros")).alignment
+    more_fixed, more_moving = from_middle(again, shape, grid)
+    for name, share in (("and a second pass", 1.0), ("and half of it", 0.5)):
+        middle_fixed = compose(to_fixed, share * more_fixed)
+        found[name] = compose(compose(to_moving, share * more_moving), invert(middle_fixed))
+    return found
+
+
+@torch.inference_mode()
+def measure(network: BSAFusion, data: PairSet, *, draws: int, limit: int | None) -> dict[str, Figures]:
+    """``way -> suite/task -> error``."""
+    errors: dict[str, dict[str, list[float]]] = {}
+    for column in COLUMNS:
+        suite, task = column.key.split("/")
+        if not data.indices(task):
+            continue
+        for index in data.indices(task)[:limit]:
+            mask = data.mask[index, 0].numpy() > 0
+            for draw in range(draws):
+                b = validation_batch(data, [index], MISALIGNMENTS[suite], draw=draw, device=torch.device("cpu"))
+                found = {"before alignment": torch.zeros_like(b.known), **ways(network, b.fixed, b.moving)}
+                for name, field in found.items():
+                    error = summarise(endpoint_error(b.known[0].numpy(), field[0].numpy()), mask).mean
+                    errors.setdefault(name, {}).setdefault(column.key, []).append(error)
+        print(column.heading, *(f"{name} {statistics.fmean(row[column.key]):.2f}" for name, row in errors.items()))
+    return {name: {key: statistics.fmean(values) for key, values in row.items()} for name, row in errors.items()}
+
+
+def run(file: Path, pairs: Path, weights: str, draws: int, limit: int | None) -> None:
+    """Measure, then write the results beside ``file`` and into its docstring."""
+    model = load_model(weights)
+    network = model.network.eval()
+    data = PairSet(read_pairs(pairs, split="val"), side=network.cfg.working_side // 16 * 16)
+    rows = measure(network, data, draws=draws, limit=limit)
+    counted = sum(len(data.indices(task)[:limit]) for task in TASKS)
+    means = {name: statistics.fmean(row.values()) for name, row in rows.items()}
+    results = {
+        "budget": f"no training; weights {model.record.name} ({model.record.sha256[:12]}), {counted} val pairs, "
+        f"draws: {draws}",
+        "summary": "error, px, mean of suites and tasks: " + "; ".join(f"{k} {v:.2f}" for k, v in means.items()),
+        "table": table([c for c in COLUMNS if c.key in rows[ALL_STEPS]], rows),
+        "errors": rows,
+    }
+    write_results(file, results, NOTES)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("pairs", type=Path, metavar="PAIRS.csv")
+    parser.add_argument("--weights", default="default", help="%(default)s")
+    parser.add_argument("--draws", type=int, default=1, help="misalignments of each pair; %(default)s")
+    parser.add_argument("--limit", type=int, help="at most so many pairs a task")
+    given = parser.parse_args()
+    run(Path(__file__), given.pairs, given.weights, given.draws, given.limit)
+
+
+if __name__ == "__main__":
+    main()
