@@ -25,7 +25,7 @@ ORDER = (
     {"models.alignment"},
     {"models.fusion"},
     {"models.bsafusion"},
-    {"fusion_losses"},
+    {"fusion_losses", "refinement"},
     {"losses", "optimizer", "weights", "scoring"},
     {"datasets", "trust"},
     {"benchmark", "report"},

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from bsafusion import batch, pipeline
 from bsafusion.batch import Row, RowResult, is_done, read_manifest, run_batch
 from bsafusion.cli import app
 from bsafusion.pipeline import FuseOptions, Model, RequestError, fuse
-from pairs import hot, known_model, known_weights, scan, snapshot, write_picture
+from bsafusion.trust import Calibration, alignment_sha256, calibration_file
+from pairs import hot, known_model, known_network, known_weights, scan, snapshot, write_picture
 
 SHAPE = (81, 65)
 DEFAULTS = FuseOptions()
@@ -199,6 +201,7 @@ def test_other_weights_another_task_or_other_versions_are_done_again(
         FuseOptions(weight_fixed=0.3),
         FuseOptions(aligned=True),
         FuseOptions(align_only=True),
+        FuseOptions(refine=2),
     ],
 )
 def test_other_options_are_done_again_and_then_skipped(
@@ -211,6 +214,38 @@ def test_other_options_are_done_again_and_then_skipped(
     assert outcomes(list(run_batch(rows, out, model, options))) == ["skipped"]
     assert not is_done(rows[0], out / rows[0].id, model, DEFAULTS)
     assert ("fused.png" in snapshot(out / rows[0].id)) == (not options.align_only)
+
+
+def test_another_calibration_of_the_same_weights_is_done_again_and_then_skipped(
+    tmp_path: Path, manifest: Path, model: Model
+) -> None:
+    rows, out = read_manifest(manifest)[:1], tmp_path / "out"
+    names = ("expected_error",)
+    calibration = Calibration("ab", *(dict.fromkeys(names, 1.0) for _ in range(3)), -9.0, 0.5, "made up")
+    stricter = replace(calibration, threshold=1e-6)
+    reports = []
+    for trust in (calibration, stricter, None):
+        judged = replace(model, trust=trust)
+        assert not is_done(rows[0], out / rows[0].id, judged, DEFAULTS)
+        assert outcomes(list(run_batch(rows, out, judged))) == ["done"]
+        assert outcomes(list(run_batch(rows, out, judged))) == ["skipped"]
+        reports.append(json.loads((out / rows[0].id / "report.json").read_text()))
+    assert [report["options"]["calibration_sha256"] for report in reports] == [
+        calibration.sha256,
+        stricter.sha256,
+        None,
+    ]
+    assert reports[1]["status"] == "suspect"
+
+
+def test_the_command_notices_another_calibration(tmp_path: Path, manifest: Path) -> None:
+    weights = known_weights(tmp_path / "weights")
+    call = ["batch", str(manifest), "-o", str(tmp_path / "out"), "--weights", str(weights)]
+    assert CliRunner().invoke(app, call).exit_code == 0
+    alone = Calibration(alignment_sha256(known_network()), {}, {}, {}, -9.0, 0.5, "made up")
+    calibration_file(weights).write_text(alone.to_json(), encoding="utf-8")
+    assert " 0 skipped, 0 failed" in CliRunner().invoke(app, call).stdout
+    assert " 3 skipped, 0 failed" in CliRunner().invoke(app, call).stdout
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"inputs": 3}', '{"inputs": {}, "options": null}'])

@@ -156,6 +156,7 @@ def test_fuse_says_that_a_result_is_suspect_and_why(tmp_path: Path, good: tuple[
         (("--no-fuse",), "align only", "(nothing was fused, as asked)"),
         (("--fusion", "laplacian", "--weight-fixed", "0.75"), "align and fuse", "ok in "),
         (("--blend", "alpha"), "align and fuse", "ok in "),
+        (("--refine", "2"), "align and fuse", "ok in "),
     ],
 )
 def test_fuse_does_what_its_options_say(
@@ -386,6 +387,8 @@ REFUSED = [
     Bad("unknown colour map", fuse_with("--colormap", "jet"), ("unknown colormap 'jet'", "expected one of none, hot")),
     Bad("a weight too large", fuse_with("--weight-fixed", "2"), ("a weight of 2 for the fixed image", "expected 0")),
     Bad("nothing to do", fuse_with("--aligned", "--no-fuse"), ("nothing is to be fused", "leave out one or the other")),
+    Bad("too many steps", fuse_with("--refine", "500"), ("500 steps of refinement", "expected 0 (none) to 200")),
+    Bad("nothing to refine", fuse_with("--refine", "9", "--aligned"), ("nothing to refine", "leave out one of both")),
     Bad("a colour map on colour", fuse_with("--colormap", "pet"), ("pet.png has colours of its own", "leave the")),
     Bad("unknown weights", fuse_with("--weights", "best"), ("no weights 'best'", "one of the shipped: default")),
     Bad("damaged weights", damaged_weights, ("default.safetensors: sha256 is", "fetch the file again")),

@@ -532,6 +532,22 @@ def test_aligned_is_the_moving_image_under_the_field(small_cfg: BSAFusionCfg, ra
     torch.testing.assert_close(out.aligned, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"aligned_already": True}, {"mirrored": True}])
+def test_alignment_alone_is_that_of_the_whole_network(
+    small_cfg: BSAFusionCfg, randomise: Randomise, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
+) -> None:
+    model, pair = randomise(BSAFusion(small_cfg)), images((90, 110))
+    whole = model.predict(*pair, **options)
+    monkeypatch.delattr(BSAFusion, "fuse")  # stage 4: whoever calls it fails
+    alone = model.train().predict_alignment(*pair, **options)
+    assert not model.training
+    assert torch.equal(alone.alignment.displacement, whole.alignment.displacement)
+    assert torch.equal(alone.alignment.inverse, whole.alignment.inverse)
+    assert torch.equal(alone.alignment.similarity[1], whole.alignment.similarity[1])
+    assert (alone.alignment.expected_error is None) == ("aligned_already" in options)
+    assert torch.equal(alone.representation.logits[1], whole.representation.logits[1])
+
+
 def test_channel_norm_is_layer_norm_at_each_position() -> None:
     x = torch.randn(2, 8, 3, 4) * 5 + 2
     normed = ChannelNorm(8)(x)

@@ -20,6 +20,7 @@ from bsafusion import pipeline
 from bsafusion.colour import colourise
 from bsafusion.image import Geometry, Image, ImageError, Modality
 from bsafusion.io import read_colormap
+from bsafusion.models.bsafusion import BSAFusion, paper
 from bsafusion.pipeline import FuseOptions, FusionResult, Model, RequestError, fuse, load_model, read_input
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.preprocessing import fit_intensity
@@ -303,6 +304,31 @@ def test_a_plain_fusion_joins_the_fixed_and_the_aligned_luminance(name: str) -> 
     assert result.panels["fused"][0] == f"fused ({name})"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fusion": "maximum"},
+        {"fusion": "guided", "aligned": True, "weight_fixed": 0.3},
+        {"blend": "alpha"},
+        {"align_only": True},
+    ],
+)
+def test_the_network_does_not_fuse_where_its_fusion_has_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    fixed, moving = coloured_pair()
+    model = known_model((3.0, -5.0))
+    with monkeypatch.context() as patch:  # all stages, as if the network fused
+        patch.setattr(FuseOptions, "network_fuses", True)
+        patch.setattr(pipeline, "Output", ())  # nothing is one, so what was drawn is not used
+        fuse(fixed, moving, model=model, **options).save(tmp_path / "all")
+    monkeypatch.delattr(BSAFusion, "fuse")  # stage 4: whoever calls it fails
+    fuse(fixed, moving, model=model, **options).save(tmp_path / "without")
+    assert snapshot(tmp_path / "without") == snapshot(tmp_path / "all")
+    with pytest.raises(AttributeError, match="fuse"):
+        fuse(fixed, moving, model=model)
+
+
 @pytest.mark.parametrize("name", FUSIONS)
 def test_a_plain_fusion_of_a_coloured_image_keeps_its_hue(name: str) -> None:
     result = fuse(*coloured_pair(), model=known_model((3.0, -5.0)), fusion=name)
@@ -365,6 +391,33 @@ def test_images_that_are_aligned_already_are_not_moved() -> None:
     assert evidence["similarity_before"] == still.report["alignment"]["similarity_before"]
     assert evidence["displacement_max"] == 0
     assert list(result.panels) == ["fixed", "moving", "fused", "checkerboard"]
+
+
+def test_a_refined_result_says_so_and_is_another_one(tmp_path: Path, pair: tuple[Path, Path], model: Model) -> None:
+    plain, refined = (fuse(*pair, model=model, refine=steps) for steps in (0, 3))
+    assert plain.report["refinement"] is None
+    assert plain.report["options"]["refine"] == 0
+    told = refined.report["refinement"]
+    assert refined.report["options"]["refine"] == told["steps"] == 3
+    assert told["objective_after"] < told["objective_before"]
+    assert "without refinement" in refined.report["trust"]["note"]
+    assert "without refinement" not in plain.report["trust"]["note"]
+    assert not torch.equal(plain.displacement, refined.displacement)
+    assert plain.fused is not None
+    assert refined.fused is not None
+    assert np.abs(plain.fused - refined.fused).max() > 0
+    assert refined.evidence != plain.evidence
+    again = fuse(*pair, model=model, refine=3)
+    assert snapshot(again.save(tmp_path / "a")) == snapshot(refined.save(tmp_path / "b"))
+    alone = fuse(*pair, model=model, refine=3, align_only=True)
+    assert torch.equal(alone.displacement, refined.displacement)
+
+
+def test_weights_without_descriptors_are_not_refined() -> None:
+    network = BSAFusion(paper())
+    model = Model(network, replace(known_model().record, name="old", preset="paper"), "cpu")
+    with pytest.raises(RequestError, match="weights old are of the paper preset, which has no descriptors"):
+        fuse(*grey_pair(), model=model, refine=3)
 
 
 def test_what_was_said_to_be_aligned_is_doubted_where_the_images_are_not_alike() -> None:
@@ -469,6 +522,9 @@ def test_a_colour_map_for_an_image_in_colour_is_refused() -> None:
         ({"weight_fixed": 0.3, "align_only": True}, "nothing is to be fused, yet"),
         ({"blend": "alpha", "fusion": "maximum"}, "has no use for the maximum fusion; choose blend"),
         ({"blend": "none", "colormap": "pet"}, "blend none is grey and would not show colour map pet; leave one"),
+        ({"refine": -1}, r"-1 steps of refinement; expected 0 \(none\) to 200"),
+        ({"refine": 201}, "201 steps of refinement; expected 0"),
+        ({"refine": 5, "aligned": True}, "aligned already are not moved, so there is nothing to refine; leave out one"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_before_anything_is_read(options: dict[str, Any], said: str) -> None:
@@ -566,6 +622,8 @@ def test_report_says_what_was_done(tmp_path: Path, pair: tuple[Path, Path], mode
     assert report["status"] in ("ok", "suspect")
     assert isinstance(report["reasons"], list)
     assert report["options"]["weights_sha256"] == model.record.sha256
+    assert model.trust is not None
+    assert report["options"]["calibration_sha256"] == model.trust.sha256
     assert report["options"]["device"] == "cpu"
     assert report["options"]["threads"] == torch.get_num_threads()
     assert report["versions"]["bsafusion"] == importlib.metadata.version("bsafusion")
@@ -588,6 +646,23 @@ def test_the_evidence_is_that_of_a_known_field() -> None:
     assert evidence.expected_error == pytest.approx(2.0, rel=1e-3)
     assert evidence.folded_share == 0
     assert evidence.outside_share == 0
+    assert evidence.nonaffine_mean == pytest.approx(0, abs=1e-3)
+
+
+def test_what_no_affine_map_explains_of_a_field() -> None:
+    from bsafusion.deformation import affine_field
+    from bsafusion.pipeline import _nonaffine_mean
+
+    mask = torch.zeros(48, 65, dtype=torch.bool)
+    mask[8:40, 10:50] = True
+    affine = affine_field(torch.tensor([[[1.1, -0.2, 4.0], [0.3, 0.9, -7.0]]]), shape=(48, 65))[0]
+    assert _nonaffine_mean(affine, mask) == pytest.approx(0, abs=1e-4)
+    # A chessboard of squares of 4 pixels moved by +-(3, 4): no affine map explains any of it.
+    rows, columns = torch.meshgrid(torch.arange(48), torch.arange(65), indexing="ij")
+    signs = 1.0 - 2.0 * ((rows // 4 + columns // 4) % 2)
+    board = signs * torch.tensor([3.0, 4.0]).view(2, 1, 1)
+    assert _nonaffine_mean(affine + board, mask) == pytest.approx(5, rel=0.02)
+    assert _nonaffine_mean(100 * ~mask * board, mask) == 0
 
 
 def test_a_field_that_points_out_of_the_frame_is_suspect() -> None:
@@ -637,8 +712,6 @@ def test_without_a_hint_the_network_names_the_task() -> None:
 
 
 def test_the_paper_s_network_has_no_evidence_of_its_own() -> None:
-    from bsafusion.models.bsafusion import BSAFusion, paper
-
     torch.manual_seed(0)
     network = BSAFusion(replace(paper(), working_side=81))
     result = fuse(

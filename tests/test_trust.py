@@ -190,6 +190,20 @@ def test_a_calibration_is_read_back_for_its_own_network_alone(tmp_path: Path) ->
     assert "no calibration" in note
 
 
+def test_a_calibration_read_back_has_the_same_hash_and_another_has_another(tmp_path: Path) -> None:
+    network = known_network()
+    own = replace(CALIBRATION, alignment_sha256=alignment_sha256(network))
+    found, _ = read_calibration(written(tmp_path, own.to_json()), network)
+    assert found is not None
+    assert found.sha256 == own.sha256
+    others = (
+        replace(own, threshold=0.4),
+        replace(own, usual={**own.usual, "expected_error": 2.1}),
+        replace(own, origin="made up again"),
+    )
+    assert len({own.sha256, *(other.sha256 for other in others)}) == 4
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 from bsafusion import cli, pipeline
 from bsafusion.io import write_json
-from bsafusion.pipeline import FusionResult, fuse
+from bsafusion.pipeline import CHOICES, FuseOptions, FusionResult, RequestError, fuse
 from bsafusion.report_page import render
 from bsafusion.viewer import jobs as jobs_module
 from bsafusion.viewer import server
@@ -97,9 +97,9 @@ def put(client: Any, role: str, content: bytes, name: str = "image.png", **query
     return client.post(f"/api/inputs/{role}", params={"name": name, **query}, content=content)
 
 
-def start(client: Any, fixed: bytes = FIXED, moving: bytes = MOVING, task: str = "auto") -> Any:
+def start(client: Any, fixed: bytes = FIXED, moving: bytes = MOVING, task: str = "auto", **options: Any) -> Any:
     ids = {role: put(client, role, c, f"{role}.png").json()["id"] for role, c in (("fixed", fixed), ("moving", moving))}
-    return client.post("/api/jobs", json={**ids, "task": task})
+    return client.post("/api/jobs", json={**ids, "task": task, "options": options})
 
 
 def wait(client: Any, job: str) -> dict[str, Any]:
@@ -158,6 +158,103 @@ def test_one_job_at_a_time_and_cancel(client: Any, monkeypatch: pytest.MonkeyPat
     go.set()
     assert wait(client, third.json()["id"])["state"] == "done"
     assert wait(client, first["id"])["result"] is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"fusion": "laplacian", "weight_fixed": 0.3},
+        {"blend": "alpha", "colormap": "hot-iron"},
+        {"fusion": "maximum", "aligned": True},
+        {"align_only": True},
+    ],
+)
+def test_options_are_those_of_the_package(client: Any, weights: str, tmp_path: Path, options: dict[str, Any]) -> None:
+    grey = picture_bytes(scan(SHAPE, seed=1))
+    told = wait(client, start(client, moving=grey, **options).json()["id"])
+    shown = client.get(f"/api/results/{told['result']}").json()
+    for role, content in (("fixed", FIXED), ("moving", grey)):
+        (tmp_path / f"{role}.png").write_bytes(content)
+    direct = fuse(tmp_path / "fixed.png", tmp_path / "moving.png", model=pipeline.load_model(weights), **options)
+    assert shown["report"]["options"] == direct.report["options"]
+    assert shown["report"]["mode"] == direct.report["mode"]
+    assert ("fused" in shown["layers"]) == (direct.fused is not None)
+    archive = zipfile.ZipFile(io.BytesIO(client.get(f"/api/results/{told['result']}/zip").content))
+    folder = direct.save(tmp_path / "direct")
+    assert {name: archive.read(name) for name in archive.namelist()} == {
+        path.name: path.read_bytes() for path in folder.iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fusion": "median"},
+        {"blend": "screen"},
+        {"colormap": "rainbow"},
+        {"weight_fixed": 1.2},
+        {"aligned": True, "align_only": True},
+        {"fusion": "guided", "align_only": True},
+        {"fusion": "guided", "blend": "alpha"},
+        {"blend": "none", "colormap": "pet"},
+    ],
+)
+def test_options_that_make_no_sense_are_told_as_on_the_command_line(client: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        FuseOptions(**options)
+    answer = start(client, **options)
+    assert answer.status_code == 422
+    assert answer.json()["error"] == str(caught.value)
+    assert start(client).status_code == 202  # nothing runs that would be in the way
+
+
+@pytest.mark.parametrize("options", [{"steps": 3}, {"weight_fixed": "much"}, {"aligned": 7}, {"fusion": None}])
+def test_options_of_another_kind_are_refused(client: Any, options: dict[str, Any]) -> None:
+    answer = start(client, **options)
+    assert answer.status_code == 422
+    assert "malformed request" in answer.json()["error"]
+
+
+def test_a_colour_map_for_a_coloured_image_is_told(client: Any) -> None:
+    told = wait(client, start(client, colormap="pet").json()["id"])
+    assert told["state"] == "failed"
+    assert "has colours of its own; expected a grey one for colour map pet" in told["message"]
+
+
+def test_the_page_is_told_every_choice_and_the_request_has_every_option(client: Any) -> None:
+    choices = client.get("/api/state").json()["choices"]
+    assert choices == {name: list(known) for name, known in CHOICES.items()}
+    defaults = server.OptionsRequest().model_dump()
+    assert FuseOptions(**defaults) == FuseOptions()
+    assert all(known[0] == defaults[name] for name, known in choices.items())
+    page, script = ((server.STATIC / name).read_text(encoding="utf-8") for name in ("index.html", "app.js"))
+    for name in defaults:
+        assert f"\n  {name}: [" in script
+    for name in choices:
+        assert f'<select id="{name}"' in page
+
+
+@pytest.mark.parametrize(
+    ("options", "work"),
+    [({}, "aligning and fusing"), ({"aligned": True}, "fusing"), ({"align_only": True}, "aligning")],
+)
+def test_a_job_says_what_it_does(
+    client: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], work: str
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(*args: Any, **given: Any) -> FusionResult:
+        begun.set()
+        go.wait(30)
+        return fuse(*args, **given)
+
+    monkeypatch.setattr(jobs_module, "fuse", slow)
+    job = start(client, **options).json()["id"]
+    assert begun.wait(60)
+    assert client.get(f"/api/jobs/{job}").json()["stage"] == work
+    go.set()
+    assert wait(client, job)["stage"] == "done"
 
 
 def test_a_failing_job_says_why(client: Any) -> None:

@@ -360,6 +360,64 @@ def test_a_page_of_another_origin_reaches_nothing(new_page: Callable[..., Any], 
     assert blank.evaluate(attempt, f"{victim}static/icon.svg") == "refused"
 
 
+def test_options_by_keyboard_are_used_and_shown(
+    new_page: Callable[..., Any], serve: Callable[..., str], tmp_path: Path
+) -> None:
+    page = new_page()
+    page.goto(serve())
+    page.get_by_text("model ready").wait_for()
+    options, chosen = page.locator("#options"), page.locator("#chosen")
+    assert not options.evaluate("(e) => e.open")
+    assert chosen.inner_text() == ""
+    options.locator("summary").focus()
+    page.keyboard.press(" ")  # opens the options: it does not blink
+    assert options.evaluate("(e) => e.open")
+    assert page.evaluate("state.view") == "four"
+    for name in ("Fusion", "Blend", "Colour map", "Weight of the fixed image"):
+        page.keyboard.press("Tab")
+        playwright.expect(page.get_by_label(name, exact=True)).to_be_focused()
+        if name == "Fusion":
+            page.keyboard.press("l")
+    for _ in range(4):
+        page.keyboard.press("ArrowLeft")
+    assert page.get_by_label("Weight of the fixed image").input_value() == "0.3"
+    assert chosen.inner_text() == "laplacian fusion, fixed image at 0.3"
+
+    pair = [(path.name, path.read_bytes()) for path in (SAMPLE.fixed, SAMPLE.moving)]
+    drop(page, "#stage-box", *pair)
+    page.locator("body[data-complete]").wait_for()
+    shown_options = "laplacian fusion, blend luminance, colour map none, fixed image at 0.3."
+    assert page.locator("#words dt:text-is('Options') + dd").inner_text() == shown_options
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="All as zip").click()
+    waiting.value.save_as(tmp_path / "all.zip")
+    direct = fuse(SAMPLE.fixed, SAMPLE.moving, model=load_model(), fusion="laplacian", weight_fixed=0.3)
+    direct.save(tmp_path / "direct")
+    with zipfile.ZipFile(tmp_path / "all.zip") as archive:
+        recorded = json.loads(archive.read("report.json"))["options"]
+        assert (recorded["fusion"], recorded["weight_fixed"]) == ("laplacian", 0.3)
+        assert archive.read("fused.png") == (tmp_path / "direct" / "fused.png").read_bytes()
+
+    # What makes no sense is refused as on the command line, and what is shown stays.
+    earlier = page.locator("body").get_attribute("data-complete")
+    page.get_by_label("Align only").check()
+    page.get_by_role("button", name="Fuse", exact=True).click()
+    refused = page.locator("#job-error")
+    playwright.expect(refused).to_contain_text("nothing is to be fused, yet there are options", timeout=PATIENCE)
+    assert page.locator("body").get_attribute("data-complete") == earlier
+    page.get_by_role("button", name="Defaults").click()
+    assert chosen.inner_text() == ""
+    assert not page.get_by_label("Align only").is_checked()
+
+    page.get_by_label("Align only").check()
+    page.get_by_role("button", name="Fuse", exact=True).click()
+    page.wait_for_function("(key) => document.body.dataset.complete !== key", arg=earlier)
+    assert refused.inner_text() == ""
+    assert "fused.png" not in page.locator("#files").inner_text()
+    assert page.locator("#words dt:text-is('Options') + dd").inner_text() == "align only."
+    assert page.locator("#partner option[value=fused]").evaluate("(e) => e.disabled")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 700])
 def test_the_page_fits_and_can_be_read(
@@ -369,7 +427,13 @@ def test_the_page_fits_and_can_be_read(
     page.set_viewport_size({"width": width, "height": 900})
     page.goto(serve())
     page.locator("#version", has_text="bsafusion").wait_for()
+    page.locator("#options summary").click()
+    page.get_by_role("button", name="Defaults").scroll_into_view_if_needed()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    card = page.locator("#inputs").bounding_box()
+    for control in page.locator("#options").locator("select, input, button, output").all():
+        box = control.bounding_box()
+        assert card["x"] <= box["x"] <= box["x"] + box["width"] <= card["x"] + card["width"]
     assert page.locator("footer").inner_text().startswith("Research use only. Not for clinical use.")
     brightness = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((a, b) => +a + +b, 0)"
     assert (page.evaluate(brightness) > 380) == (scheme == "light")

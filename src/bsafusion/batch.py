@@ -76,7 +76,7 @@ def read_manifest(path: Path) -> list[Row]:
 
 
 def is_done(row: Row, folder: Path, model: Model, wanted: FuseOptions) -> bool:
-    """Whether ``folder`` holds this row's result from the same inputs, weights, options and versions."""
+    """Whether ``folder`` holds this row's result from the same inputs, weights, calibration, options and versions."""
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         inputs = {role: file_sha256(path) for role, path in (("fixed", row.fixed), ("moving", row.moving))}
@@ -85,6 +85,7 @@ def is_done(row: Row, folder: Path, model: Model, wanted: FuseOptions) -> bool:
         return bool(
             {role: report["inputs"][role]["sha256"] for role in inputs} == inputs
             and options["weights_sha256"] == model.record.sha256
+            and options["calibration_sha256"] == (model.trust.sha256 if model.trust else None)
             and options["device"] == model.device
             and report["versions"] == versions()
             and {name: options[name] for name in wanted.record()} == wanted.record()

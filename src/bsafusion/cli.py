@@ -48,6 +48,10 @@ WeightFixed = Annotated[
 ]
 Aligned = Annotated[bool, typer.Option("--aligned", help="The images are aligned already: fuse them as given.")]
 NoFuse = Annotated[bool, typer.Option("--no-fuse", help="Align only.")]
+Refine = Annotated[
+    int,
+    typer.Option(metavar="N", help="Gradient steps on the alignment of each pair, at most 200; docs/refinement.md."),
+]
 
 
 @contextmanager
@@ -83,6 +87,7 @@ def fuse(
     weight_fixed: WeightFixed = 0.5,
     aligned: Aligned = False,
     no_fuse: NoFuse = False,
+    refine: Refine = 0,
     weights: Weights = "default",
     device: Device = "cpu",
     fixed_slice: Annotated[int | None, typer.Option(help="Slice of a 3-D fixed NIfTI.")] = None,
@@ -103,7 +108,9 @@ def fuse(
         from bsafusion import pipeline
 
         pipeline.check_task(task)
-        options = pipeline.FuseOptions(fusion, blend, colormap, weight_fixed, aligned, align_only=no_fuse)
+        options = pipeline.FuseOptions(
+            fusion, blend, colormap, weight_fixed, aligned, align_only=no_fuse, refine=refine
+        )
         image_fixed = pipeline.read_input(fixed, "fixed", slice_index=fixed_slice)
         image_moving = pipeline.read_input(moving, "moving", slice_index=moving_slice)
         model = pipeline.load_model(weights, device=device)
@@ -139,18 +146,20 @@ def batch(
     weight_fixed: WeightFixed = 0.5,
     aligned: Aligned = False,
     no_fuse: NoFuse = False,
+    refine: Refine = 0,
     weights: Weights = "default",
     device: Device = "cpu",
 ) -> None:
     """Fuse every pair of MANIFEST into OUT/<id>. Run it again to go on where it stopped."""
     with _one_line_errors():
         from bsafusion.batch import read_manifest, run_batch
-        from bsafusion.pipeline import FuseOptions, load_model
+        from bsafusion.pipeline import FuseOptions, check_refinement, load_model
 
-        options = FuseOptions(fusion, blend, colormap, weight_fixed, aligned, align_only=no_fuse)
+        options = FuseOptions(fusion, blend, colormap, weight_fixed, aligned, align_only=no_fuse, refine=refine)
         rows = read_manifest(manifest)
         _check_folder(out)
         model = load_model(weights, device=device)
+        check_refinement(model, options)
 
         from rich.console import Console
         from rich.progress import track

@@ -29,10 +29,11 @@ from bsafusion.io import (
     write_json,
 )
 from bsafusion.metrics import head_mask
-from bsafusion.models.bsafusion import BSAFusion, Output
-from bsafusion.models.representation import MODALITIES
+from bsafusion.models.bsafusion import BSAFusion, Matched, Output
+from bsafusion.models.representation import MODALITIES, Representation
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.preprocessing import apply_field, fit_intensity, match_grids, resample_to_grid, total_field
+from bsafusion.refinement import MOST_STEPS, Refinement
 from bsafusion.report import (
     ALIGN_AND_FUSE,
     ALIGN_ONLY,
@@ -52,7 +53,12 @@ Array = NDArray[np.float32]
 AUTO = "auto"
 MR_MR = "mr-mr"  # two MR contrasts: reported where found, not a task to ask for
 NETWORK, NO_COLORMAP = "network", "none"
-BLENDS = ("luminance", "alpha", "none")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "fusion": (NETWORK, *FUSIONS),
+    "blend": ("luminance", "alpha", "none"),
+    "colormap": (NO_COLORMAP, *COLORMAPS),
+}
+"""The options of :class:`FuseOptions` that are names, and the names that they take, the default first."""
 CLIPPED = 0.5 / 255
 """Beyond [0, 1] by more than half a level of 8 bits, a channel counts as clipped; less is rounding."""
 
@@ -63,7 +69,7 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True)
 class FuseOptions:
-    """How a fused picture is made; ``docs/fusion.md`` has the formulae.
+    """How a pair is aligned and its fused picture made; see ``docs/fusion.md`` and ``docs/refinement.md``.
 
     Attributes:
         fusion: how two luminances become one: ``network``, or a name of :data:`bsafusion.plain_fusion.FUSIONS`.
@@ -73,6 +79,7 @@ class FuseOptions:
         weight_fixed: 0 the aligned image, 0.5 the fused picture as it is, 1 the fixed image; see :func:`colour.steer`.
         aligned: the images are aligned already: fuse them as given.
         align_only: make no fused picture.
+        refine: steps of :class:`bsafusion.refinement.Refinement` after the network has aligned, 0 to 200.
 
     Raises:
         RequestError: an unknown name, a weight outside [0, 1], or options of which one would have no effect.
@@ -84,13 +91,10 @@ class FuseOptions:
     weight_fixed: float = 0.5
     aligned: bool = False
     align_only: bool = False
+    refine: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("fusion", (NETWORK, *FUSIONS)),
-            ("blend", BLENDS),
-            ("colormap", (NO_COLORMAP, *COLORMAPS)),
-        ):
+        for name, known in CHOICES.items():
             value = getattr(self, name)
             if value not in known:
                 raise RequestError(f"unknown {name} {value!r}; expected one of {', '.join(known)}")
@@ -99,7 +103,13 @@ class FuseOptions:
                 f"a weight of {self.weight_fixed:g} for the fixed image; expected 0 (the moving image alone) to 1 "
                 "(the fixed image alone), 0.5 for the balance that was trained"
             )
-        others = (option for option in fields(self) if option.name != "align_only")
+        if not 0 <= self.refine <= MOST_STEPS:
+            raise RequestError(f"{self.refine} steps of refinement; expected 0 (none) to {MOST_STEPS}")
+        if self.refine and self.aligned:
+            raise RequestError(
+                "images that are aligned already are not moved, so there is nothing to refine; leave out one of both"
+            )
+        others = (option for option in fields(self) if option.name not in ("align_only", "refine"))
         if self.align_only and any(getattr(self, option.name) != option.default for option in others):
             raise RequestError(
                 "nothing is to be fused, yet there are options of fusion or the images are said to be aligned; "
@@ -119,6 +129,11 @@ class FuseOptions:
     def mode(self) -> str:
         """One of the keys of :data:`bsafusion.report.MODES`."""
         return ALIGN_ONLY if self.align_only else FUSE_ONLY if self.aligned else ALIGN_AND_FUSE
+
+    @property
+    def network_fuses(self) -> bool:
+        """Whether the network's own fusion has a part in the result."""
+        return bool(self.record()["fusion"] == NETWORK)
 
     def record(self) -> dict[str, Any]:
         """For the report; None for what had no part in the result."""
@@ -299,6 +314,7 @@ def fuse(
     weight_fixed: float = 0.5,
     aligned: bool = False,
     align_only: bool = False,
+    refine: int = 0,
 ) -> FusionResult:
     """Align ``moving`` to ``fixed`` and fuse both.
 
@@ -308,13 +324,13 @@ def fuse(
         task: ``ct-mri``, ``pet-mri``, ``spect-mri``; ``auto`` takes the modality from the file, else asks the network.
             It is recorded, not needed: one network does all three.
         model: from :func:`load_model`; the shipped default weights when left out.
-        fusion, blend, colormap, weight_fixed, aligned, align_only: see :class:`FuseOptions`.
+        fusion, blend, colormap, weight_fixed, aligned, align_only, refine: see :class:`FuseOptions`.
 
     Raises:
         ImageError: an input cannot be used.
-        RequestError: an unknown task, or options that make no sense.
+        RequestError: an unknown task, options that make no sense, or a refinement of weights that cannot be refined.
     """
-    options = FuseOptions(fusion, blend, colormap, weight_fixed, aligned, align_only)
+    options = FuseOptions(fusion, blend, colormap, weight_fixed, aligned, align_only, refine)
     check_task(task)
     fixed, moving = read_input(fixed, "fixed"), read_input(moving, "moving")
     if len(fixed.array) == 3:
@@ -327,6 +343,7 @@ def fuse(
             "leave the colour map out"
         )
     model = model or load_model()
+    check_refinement(model, options)
     match = match_grids(fixed.geometry, moving.geometry)
     shape = fixed.geometry.shape
     on_grid = resample_to_grid(moving.array, match, shape)
@@ -337,22 +354,29 @@ def fuse(
             f"{moving.source}: nothing of it but background falls on the fixed grid ({match.note}); check the positions"
         )
     tensors = (torch.from_numpy(a)[None, None].to(model.device) for a in (luma_fixed, luma_moving))
-    out = model.network.predict(*tensors, aligned_already=options.aligned)
+    look = model.network.predict if options.network_fuses else model.network.predict_alignment
+    steps = Refinement(options.refine) if options.refine else None
+    out: Output | Matched = look(*tensors, aligned_already=options.aligned, refine=steps)
     displacement = out.alignment.displacement[0].float().cpu()
     field = total_field(displacement, match, fixed.geometry, moving.geometry)
     carried = apply_field(field, moving)
     fused, colour = None, None
     if not options.align_only:
-        fused, colour = _picture(options, fixed, moving, carried, out.fused[0, 0].float().cpu().numpy())
+        drawn = out.fused[0, 0].float().cpu().numpy() if isinstance(out, Output) else None
+        fused, colour = _picture(options, fixed, moving, carried, drawn)
     evidence = measure_evidence(out, luma_fixed, aligned_already=options.aligned)
     status, reasons = verdict(evidence, max(shape), trust=model.trust)
-    chosen, how = _task(task, moving, out)
+    chosen, how = _task(task, moving, out.representation)
+    note = model.trust_note
+    if options.refine and model.trust is not None:
+        note += "; fitted to results without refinement"
     recorded = {
         "task": chosen,
         "task_from": how,
         **options.record(),
         "weights": model.record.name,
         "weights_sha256": model.record.sha256,
+        "calibration_sha256": None if model.trust is None else model.trust.sha256,
         "preset": model.record.preset,
         "device": model.device,
         "threads": torch.get_num_threads() if model.device == "cpu" else None,
@@ -362,12 +386,13 @@ def fuse(
         moving=moving,
         match=match,
         evidence=evidence,
-        trust=describe_trust(evidence, max(shape), trust=model.trust, note=model.trust_note),
+        trust=describe_trust(evidence, max(shape), trust=model.trust, note=note),
         status=status,
         reasons=reasons,
         mode=options.mode,
         colour=colour,
         options=recorded,
+        refinement=_refinement(options.refine, out.alignment.refined),
         versions=versions(),
     )
     error = out.alignment.expected_error
@@ -386,6 +411,23 @@ def fuse(
         moving_on_fixed_grid=on_grid,
         displacement=displacement,
     )
+
+
+def check_refinement(model: Model, options: FuseOptions) -> None:
+    """Raise :class:`RequestError` where a refinement is asked of weights that have no descriptors to refine by."""
+    if options.refine and model.network.cfg.alignment.kind == "attention":
+        raise RequestError(
+            f"weights {model.record.name} are of the {model.record.preset} preset, which has no descriptors to refine "
+            "by; leave the refinement out, or choose weights of the default preset"
+        )
+
+
+def _refinement(steps: int, objective: tuple[torch.Tensor, torch.Tensor] | None) -> dict[str, float] | None:
+    """For the report: how many steps, and what they made of their objective."""
+    if objective is None:
+        return None
+    before, after = (round(float(value[0]), 5) for value in objective)
+    return {"steps": steps, "objective_before": before, "objective_after": after}
 
 
 def _picture_range(image: Image) -> tuple[tuple[float, float], PixelType]:
@@ -407,11 +449,12 @@ def _fused_depth(fixed: Image, moving: Image) -> PixelType:
 
 
 def _picture(
-    options: FuseOptions, fixed: Image, moving: Image, aligned: Array, drawn: Array
+    options: FuseOptions, fixed: Image, moving: Image, aligned: Array, drawn: Array | None
 ) -> tuple[Array, dict[str, Any]]:
     """The fused picture ``C H W`` in [0, 1], and what the report says of its colour.
 
-    ``aligned``: ``C H W``, values of ``moving`` on the fixed grid; ``drawn``: ``H W``, the network's fused luminance.
+    ``aligned``: ``C H W``, values of ``moving`` on the fixed grid; ``drawn``: ``H W``, the network's fused luminance,
+    None where the network does not fuse.
     """
     luma_fixed, luma_aligned = _unit_luma(fixed, fixed.array), _unit_luma(moving, aligned)
     if options.blend == "none" or (len(aligned) == 1 and options.colormap == NO_COLORMAP):
@@ -423,7 +466,7 @@ def _picture(
     if options.blend == "alpha":
         picture = overlay(luma_fixed[None], source, luma_aligned[None])
     else:
-        luma = drawn if options.fusion == NETWORK else FUSIONS[options.fusion](luma_fixed, luma_aligned)
+        luma = FUSIONS[options.fusion](luma_fixed, luma_aligned) if drawn is None else drawn
         picture = luma[None] if len(source) == 1 else recolour(luma[None], split_colour(source)[1])
     picture = steer(picture, luma_fixed[None], source, options.weight_fixed)
     clipped = np.clip(picture, 0, 1).astype(np.float32)
@@ -447,7 +490,7 @@ def _unit_luma(image: Image, array: Array) -> Array:
     return np.clip(luma_of(fit_intensity(image).to_unit(array)), 0, 1).astype(np.float32)
 
 
-def _task(task: str, moving: Image, out: Output) -> tuple[str, str]:
+def _task(task: str, moving: Image, representation: Representation) -> tuple[str, str]:
     """The task and where it comes from."""
     if task != AUTO:
         return task, "request"
@@ -456,13 +499,13 @@ def _task(task: str, moving: Image, out: Output) -> tuple[str, str]:
             return name, "file"
     if moving.modality == Modality.MRI:
         return MR_MR, "file"
-    odds = out.representation.logits[1][0].float().softmax(0)
+    odds = representation.logits[1][0].float().softmax(0)
     index = int(odds.argmax())
     name = MR_MR if MODALITIES[index] == Modality.MRI else f"{MODALITIES[index]}-mri"
     return name, f"network ({float(odds[index]):.0%} sure)"
 
 
-def measure_evidence(out: Output, luma_fixed: Array, *, aligned_already: bool = False) -> Evidence:
+def measure_evidence(out: Output | Matched, luma_fixed: Array, *, aligned_already: bool = False) -> Evidence:
     """The evidence of one network output (batch of one) for a fixed luminance ``H W`` in [0, 1].
 
     Of images that were taken as aligned there is no similarity after alignment.
@@ -493,4 +536,14 @@ def measure_evidence(out: Output, luma_fixed: Array, *, aligned_already: bool = 
         folded_share=float((jacobian_determinant(displacement) <= 0).float().mean()),
         outside_share=float(outside[mask].float().mean()),
         similarity_low=None if after is None else float(np.percentile(after.numpy(), 10)),
+        nonaffine_mean=_nonaffine_mean(displacement[0], mask),
     )
+
+
+def _nonaffine_mean(displacement: torch.Tensor, mask: torch.Tensor) -> float:
+    """Mean length, where ``mask`` (``H W``, bool) is true, of a field ``2 H W`` less its best affine fit."""
+    points = mask.nonzero().double()
+    terms = torch.cat([points - points.mean(0), torch.ones(len(points), 1, dtype=points.dtype)], dim=1)
+    moved = displacement[:, mask].T.double()
+    fitted = torch.linalg.lstsq(terms, moved).solution
+    return float((moved - terms @ fitted).norm(dim=1).mean())

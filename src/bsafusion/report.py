@@ -42,6 +42,7 @@ class Evidence:
         folded_share: share of all pixels with a Jacobian determinant of at most 0.
         outside_share: share of the head whose partner lies outside the moving frame.
         similarity_low: 10th percentile of the similarity after alignment, None where there is none.
+        nonaffine_mean: mean size of what is left of the field after the affine map that fits it best.
     """
 
     similarity_before: float | None
@@ -52,6 +53,7 @@ class Evidence:
     folded_share: float
     outside_share: float
     similarity_low: float | None = None
+    nonaffine_mean: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -161,12 +163,13 @@ def describe(
     mode: str,
     colour: Mapping[str, Any] | None,
     options: Mapping[str, Any],
+    refinement: Mapping[str, float] | None,
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of ``report.json``; the same for the same inputs, weights and machine.
 
     ``trust``: from :func:`describe_trust`. ``mode``: a key of :data:`MODES`. ``colour``: what was measured of the fused
-    colours; None without a fused picture.
+    colours; None without a fused picture. ``refinement``: its steps and its objective before and after, or None.
     """
     return {
         "status": status,
@@ -175,6 +178,7 @@ def describe(
         "inputs": {"fixed": describe_input(fixed), "moving": describe_input(moving)},
         "grid": {"method": match.method, "note": match.note},
         "alignment": {k: None if v is None else round(v, 5) for k, v in asdict(evidence).items()},
+        "refinement": None if refinement is None else dict(refinement),
         "trust": dict(trust),
         "colour": None if colour is None else dict(colour),
         "options": dict(options),

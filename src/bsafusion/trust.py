@@ -24,13 +24,14 @@ OFF = 5.0 / 256
 NOT_FOR_ALIGNMENT = ("fusion.", "encoder.shallow.", "representation.judge.")
 """Names of the parameters that no field depends on."""
 
-LENGTHS = ("expected_error",)
+LENGTHS = ("expected_error", "nonaffine_mean")
 """Pixels in the evidence; compared as if the longer side had 256."""
 
 SAID = {
     "similarity_after": ("descriptor similarity", ".2f"),
     "similarity_low": ("descriptor similarity that a tenth of the head falls short of", ".2f"),
     "expected_error": ("expected error", ".1f px"),
+    "nonaffine_mean": ("deformation beyond an affine map", ".1f px"),
 }
 """How a number of the evidence is called in a reason, and how it is printed."""
 
@@ -110,6 +111,11 @@ class Calibration:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """Of :meth:`to_json`: tells one calibration from another."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
 def alignment_sha256(network: nn.Module) -> str:

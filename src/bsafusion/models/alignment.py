@@ -15,6 +15,7 @@ so that swapping the images gives the inverse. Fields are pull-back, in voxels o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
@@ -53,6 +54,19 @@ class Step(NamedTuple):
     before: tuple[Tensor, Tensor]
 
 
+class Refined(NamedTuple):
+    """What a refinement makes of the last step: its fields, ``B 2 h w``, and its objective before and after, ``B``."""
+
+    field_fixed: Tensor
+    field_moving: Tensor
+    objective: tuple[Tensor, Tensor]
+
+
+Refine = Callable[[Step, tuple[Tensor, Tensor], Tensor, tuple[float, float]], Refined]
+"""From the last step, the descriptors of both images on its grid (``B C h w``), the scale of their logits and the
+shares of the two sides; see ``refinement``."""
+
+
 class Alignment(NamedTuple):
     """Fields ``B 2 H W``: ``aligned(x) = moving(x + displacement(x))``, ``inverse`` the other way.
 
@@ -60,7 +74,8 @@ class Alignment(NamedTuple):
     ``similarity``: ``B 1 H W`` twice, the cosine of the images' descriptors at each pixel before and after
     alignment (in evaluation mode only). ``disagreement``: ``B 1 H W``, pixels, how far apart the answers for the
     images and for their mirror images are, where both were asked (``mirrored``). The attention preset has none of
-    them. ``steps`` stay on their own grids.
+    them. ``refined``: the objective of a refinement before and after, ``B``, where there was one. ``steps`` stay on
+    their own grids.
     """
 
     displacement: Tensor
@@ -69,6 +84,7 @@ class Alignment(NamedTuple):
     expected_error: Tensor | None = None
     similarity: tuple[Tensor, Tensor] | None = None
     disagreement: Tensor | None = None
+    refined: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -352,9 +368,10 @@ class MatchingAlignment(nn.Module):
         shape: tuple[int, int],
         *,
         mirrored: bool = False,
+        refine: Refine | None = None,
     ) -> Alignment:
         """Align a batch. With ``mirrored`` its second half holds the mirror images of the first: every step takes the
-        mean of its answers for both, and the result is that of the first half."""
+        mean of its answers for both, and the result is that of the first half. ``refine`` has the last word."""
         descriptors_fixed = self.descriptors(representation.matched[0], fixed.pyramid)
         descriptors_moving = self.descriptors(representation.matched[1], moving.pyramid)
         coarsest = descriptors_fixed[STRIDE]
@@ -393,7 +410,16 @@ class MatchingAlignment(nn.Module):
                 {stride: d.chunk(2)[0] for stride, d in descriptors.items()}
                 for descriptors in (descriptors_fixed, descriptors_moving)
             )
+        refined: Refined | None = None
+        if refine is not None:
+            last = steps[-1]
+            both = (descriptors_fixed[STEP_STRIDES[last.name]], descriptors_moving[STEP_STRIDES[last.name]])
+            scale = self.steps[last.name.replace("/", "_")].get_parameter("log_scale").exp()
+            refined = refine(last, both, scale, _share(self.cfg.direction))
+            steps[-1] = last._replace(field_fixed=refined.field_fixed, field_moving=refined.field_moving)
         alignment, fixed_to_middle = between_images(tuple(steps), shape)
+        if refined is not None:
+            alignment = alignment._replace(refined=refined.objective)
 
         def pixels(middle: Tensor) -> Tensor:
             return resize(warp(middle, fixed_to_middle) * STEP_STRIDES[self.cfg.steps[-1]], shape)
@@ -496,9 +522,12 @@ class AttentionAlignment(nn.Module):
         shape: tuple[int, int],
         *,
         mirrored: bool = False,
+        refine: Refine | None = None,
     ) -> Alignment:
         if mirrored:
             raise ValueError("the attention preset does not look at mirror images; leave mirrored out")
+        if refine is not None:
+            raise ValueError("the attention preset has no descriptors to refine by; leave the refinement out")
         features = dict(zip(("fixed", "moving"), representation.matched, strict=True))
         zero = torch.zeros_like(representation.matched[0][:, :2], dtype=torch.float32)
         totals = {"fixed": zero, "moving": zero}

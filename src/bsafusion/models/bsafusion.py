@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bsafusion.deformation import resize_field, warp
-from bsafusion.models.alignment import STEP_STRIDES, Alignment, AlignmentCfg, build_alignment
+from bsafusion.models.alignment import STEP_STRIDES, Alignment, AlignmentCfg, Refine, build_alignment
 from bsafusion.models.encoder import STRIDE, EncoderCfg, Features, build_encoder
 from bsafusion.models.fusion import Fusion, FusionCfg
 from bsafusion.models.layers import resize
@@ -206,8 +206,16 @@ class BSAFusion(nn.Module):
             similarity=None if similarity is None else (image(similarity[0]), image(similarity[1])),
         )
 
-    def match(self, fixed: Tensor, moving: Tensor, *, mirrored: bool = False) -> Matched:
-        """Stages 1 to 3 for two images ``B 1 H W``; for ``mirrored`` see :meth:`forward`."""
+    def match(
+        self,
+        fixed: Tensor,
+        moving: Tensor,
+        *,
+        aligned_already: bool = False,
+        mirrored: bool = False,
+        refine: Refine | None = None,
+    ) -> Matched:
+        """Stages 1 to 3 for two images ``B 1 H W``; for the options see :meth:`forward`."""
         if fixed.shape != moving.shape or fixed.dim() != 4 or fixed.shape[1] != 1 or min(fixed.shape[-2:]) < 32:
             raise ValueError(
                 f"fixed {tuple(fixed.shape)} and moving {tuple(moving.shape)}: expected both as B 1 H W of "
@@ -217,13 +225,15 @@ class BSAFusion(nn.Module):
         images = torch.cat([fixed, moving])
         plain = self._represent(self.encode(images))
         looked_at = plain
+        if aligned_already:
+            mirrored, refine = False, None
         if mirrored:
             pyramid = self.encoder.pyramid(self.to_working(images).flip(-1))
             looked_at = _beside(plain, self._represent(Features(images, pyramid)))
         height, width = plain.fixed.tokens.shape[-2:]
         grid = (STRIDE * (height - 1) + 1, STRIDE * (width - 1) + 1)
-        alignment = self.alignment(*looked_at, grid, mirrored=mirrored)
-        return Matched(*plain, alignment)
+        alignment = self.alignment(*looked_at, grid, mirrored=mirrored, refine=refine)
+        return Matched(*plain, _skipped(alignment) if aligned_already else alignment)
 
     def _represent(self, both: Features) -> Represented:
         """Stage 2, for features whose first half is of the fixed images."""
@@ -251,7 +261,13 @@ class BSAFusion(nn.Module):
         return self.fusion.draw(fixed, aligned, (features[0].shallow, shallow_moving), running), aligned
 
     def forward(
-        self, fixed: Tensor, moving: Tensor, *, aligned_already: bool = False, mirrored: bool = False
+        self,
+        fixed: Tensor,
+        moving: Tensor,
+        *,
+        aligned_already: bool = False,
+        mirrored: bool = False,
+        refine: Refine | None = None,
     ) -> Output:
         """Align ``moving`` to ``fixed`` and fuse both.
 
@@ -260,17 +276,36 @@ class BSAFusion(nn.Module):
             aligned_already: fuse as given, under a zero field; both similarities are then those before.
             mirrored: align the mirror images as well and take the mean of both answers: a little more exact, in nearly
                 twice the time.
+            refine: see :class:`bsafusion.refinement.Refinement`; nothing where ``aligned_already``.
         """
-        matched = self.match(fixed, moving, mirrored=mirrored and not aligned_already)
-        if aligned_already:
-            matched = matched._replace(alignment=_skipped(matched.alignment))
+        matched = self.match(fixed, moving, aligned_already=aligned_already, mirrored=mirrored, refine=refine)
         fused, aligned = self.fuse(fixed, moving, matched, matched.alignment.displacement)
         alignment = self._to_full(matched.alignment, (fixed.shape[-2], fixed.shape[-1]))
         return Output(fused, aligned, alignment, matched.representation)
 
     @torch.inference_mode()
     def predict(
-        self, fixed: Tensor, moving: Tensor, *, aligned_already: bool = False, mirrored: bool = False
+        self,
+        fixed: Tensor,
+        moving: Tensor,
+        *,
+        aligned_already: bool = False,
+        mirrored: bool = False,
+        refine: Refine | None = None,
     ) -> Output:
         """:meth:`forward` for inference; puts the network in evaluation mode."""
-        return self.eval()(fixed, moving, aligned_already=aligned_already, mirrored=mirrored)  # type: ignore[no-any-return]
+        return self.eval()(fixed, moving, aligned_already=aligned_already, mirrored=mirrored, refine=refine)  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def predict_alignment(
+        self,
+        fixed: Tensor,
+        moving: Tensor,
+        *,
+        aligned_already: bool = False,
+        mirrored: bool = False,
+        refine: Refine | None = None,
+    ) -> Matched:
+        """:meth:`predict` without stage 4; the alignment at full resolution."""
+        matched = self.eval().match(fixed, moving, aligned_already=aligned_already, mirrored=mirrored, refine=refine)
+        return matched._replace(alignment=self._to_full(matched.alignment, (fixed.shape[-2], fixed.shape[-1])))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import secrets
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bsafusion.image import Image
-from bsafusion.pipeline import Model, check_task, fuse, load_model
+from bsafusion.pipeline import FuseOptions, Model, check_task, fuse, load_model
+from bsafusion.report import ALIGN_AND_FUSE, ALIGN_ONLY, FUSE_ONLY
 from bsafusion.viewer.results import Library, view_of
 
-_STAGES = ("waiting for the model", "aligning and fusing", "writing the result", "done")
+_STAGES = ("waiting for the model", "{work}", "writing the result", "done")
+_WORK = {ALIGN_AND_FUSE: "aligning and fusing", FUSE_ONLY: "fusing", ALIGN_ONLY: "aligning"}
 
 
 class Busy(RuntimeError):
@@ -29,6 +31,7 @@ class Job:
     """A pair on its way. ``state`` is running, done, failed or cancelled; ``result`` a key of the library."""
 
     id: str
+    options: FuseOptions
     state: str = "running"
     stage: int = 0
     message: str = ""
@@ -40,7 +43,7 @@ class Job:
         return {
             "id": self.id,
             "state": self.state,
-            "stage": _STAGES[self.stage],
+            "stage": _STAGES[self.stage].format(work=_WORK[self.options.mode]),
             "progress": (self.stage + 0.5) / len(_STAGES) if self.state == "running" else 1.0,
             "message": self.message,
             "result": self.result,
@@ -83,7 +86,7 @@ class Jobs:
         error = model.exception()
         return ("failed", one_line(error)) if error else ("ready", "")
 
-    def start(self, fixed: Image, moving: Image, task: str) -> Job:
+    def start(self, fixed: Image, moving: Image, task: str, options: FuseOptions) -> Job:
         """Begin with a pair.
 
         Raises:
@@ -96,7 +99,7 @@ class Jobs:
             if any(job.state == "running" for job in self._jobs.values()):
                 raise Busy("another pair is being fused; wait for it or cancel it first")
             self._count += 1
-            job = Job(secrets.token_hex(8))
+            job = Job(secrets.token_hex(8), options)
             self._jobs[job.id] = job
             name = f"run-{self._count}"
         self._worker.submit(self._run, model, job, name, fixed, moving, task)
@@ -127,7 +130,7 @@ class Jobs:
         try:
             loaded = model.result()
             self._enter(job, 1)
-            result = fuse(fixed, moving, task=task, model=loaded)
+            result = fuse(fixed, moving, task=task, model=loaded, **asdict(job.options))
             self._enter(job, 2)
             folder = result.save(self._folder / name)
             view = view_of(result, f"{moving.source} on {fixed.source}")

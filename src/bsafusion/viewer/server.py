@@ -28,14 +28,14 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bsafusion.datasets import TASKS
 from bsafusion.image import Image, ImageError
-from bsafusion.pipeline import AUTO, RequestError, check_device, read_input
+from bsafusion.pipeline import AUTO, CHOICES, FuseOptions, RequestError, check_device, read_input
 from bsafusion.report import NOT_CLINICAL
 from bsafusion.viewer.jobs import Busy, Jobs, one_line
 from bsafusion.viewer.results import Library, files_of, thumbnail, zip_of
@@ -124,12 +124,26 @@ def _error(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": message}, status)
 
 
+class OptionsRequest(BaseModel):
+    """The options of :class:`FuseOptions` as the page sends them; that class says which go together."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    fusion: str = FuseOptions.fusion
+    blend: str = FuseOptions.blend
+    colormap: str = FuseOptions.colormap
+    weight_fixed: float = FuseOptions.weight_fixed
+    aligned: bool = FuseOptions.aligned
+    align_only: bool = FuseOptions.align_only
+
+
 class JobRequest(BaseModel):
-    """Which two uploaded images to fuse."""
+    """Which two uploaded images to fuse, and how."""
 
     fixed: str
     moving: str
     task: str = AUTO
+    options: OptionsRequest = OptionsRequest()
 
 
 @dataclass
@@ -227,6 +241,7 @@ def create_app(cfg: ViewerCfg, *, port: int) -> FastAPI:
             "version": metadata.version("bsafusion"),
             "use": NOT_CLINICAL,
             "tasks": [AUTO, *TASKS],
+            "choices": CHOICES,
             "largest_upload": cfg.largest_upload,
             "model": model,
             "message": message,
@@ -280,7 +295,8 @@ def _add_inputs(app: FastAPI, cfg: ViewerCfg, temporary: Path, inputs: Inputs) -
 def _add_jobs(app: FastAPI, jobs: Jobs, inputs: Inputs) -> None:
     @app.post("/api/jobs", status_code=202)
     def start(request: JobRequest) -> dict[str, Any]:
-        return jobs.start(inputs.get(request.fixed), inputs.get(request.moving), request.task).describe()
+        options = FuseOptions(**request.options.model_dump())
+        return jobs.start(inputs.get(request.fixed), inputs.get(request.moving), request.task, options).describe()
 
     @app.get("/api/jobs/{identifier}")
     def job(identifier: str) -> dict[str, Any]:

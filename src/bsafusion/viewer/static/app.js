@@ -1,5 +1,6 @@
 "use strict";
-// The viewer's page; stage.js draws on its canvas. Sections: helpers, state, inputs, fusing, results, keys, table, start.
+// The viewer's page; stage.js draws on its canvas.
+// Sections: helpers, state, inputs, options, fusing, results, keys, table, start.
 
 // --- helpers ---
 
@@ -192,10 +193,51 @@ function listenForFiles() {
   }
 }
 
+// --- options ---
+
+// Each option by its name in a report: its default, how to read and set its control, and its words beside a result.
+const byValue = (id, kind = String) => [() => kind($(id).value), (value) => { $(id).value = value; }];
+const byTick = (id) => [() => $(id).checked, (value) => { $(id).checked = value; }];
+const OPTIONS = {
+  fusion: ["network", ...byValue("fusion"), (v) => `${v} fusion`],
+  blend: ["luminance", ...byValue("blend"), (v) => `blend ${v}`],
+  colormap: ["none", ...byValue("colormap"), (v) => `colour map ${v}`],
+  weight_fixed: [0.5, ...byValue("weight", Number), (v) => `fixed image at ${v}`],
+  aligned: [false, ...byTick("aligned"), () => "aligned already"],
+  align_only: [false, ...byTick("align-only"), () => "align only"],
+};
+
+const BLENDS = {
+  luminance: "fused, in the moving image's hue",
+  alpha: "moving laid over fixed",
+  none: "fused, in grey",
+};
+
+const chosenOptions = () => Object.fromEntries(Object.entries(OPTIONS).map(([name, [, read]]) => [name, read()]));
+
+// What of a report's or the page's options is worth saying: null had no part in a result, false is off.
+const optionWords = (options, sayDefaults) => Object.entries(OPTIONS)
+  .filter(([name, [usual]]) => ![undefined, null, false].includes(options[name]) && (sayDefaults || options[name] !== usual))
+  .map(([name, [, , , words]]) => words(options[name])).join(", ");
+
+function showOptions() {
+  const weight = Number($("weight").value);
+  const meaning = { 0: "the moving image alone", 0.5: "as trained", 1: "the fixed image alone" }[weight];
+  $("about-blend").textContent = BLENDS[$("blend").value];
+  $("about-weight").textContent = weight.toFixed(2) + (meaning ? `: ${meaning}` : "");
+  $("chosen").textContent = optionWords(chosenOptions(), false);
+}
+
+function defaultOptions() {
+  for (const [usual, , set] of Object.values(OPTIONS)) set(usual);
+  showOptions();
+}
+
 // --- fusing ---
 
 async function fuse() {
-  const body = { fixed: state.inputs.fixed.id, moving: state.inputs.moving.id, task: $("task").value };
+  const pair = { fixed: state.inputs.fixed.id, moving: state.inputs.moving.id };
+  const body = { ...pair, task: $("task").value, options: chosenOptions() };
   $("job-error").textContent = "";
   try {
     const options = { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
@@ -264,6 +306,9 @@ function showResult() {
   const banner = $("verdict");
   const suspect = report.status !== "ok";
   NAMES.aligned = report.mode === "fuse only" ? "moving, taken as aligned" : "moving, aligned";
+  const fusedOption = $("partner").querySelector("[value=fused]");
+  fusedOption.disabled = !state.layers.has("fused");
+  if (fusedOption.disabled && fusedOption.selected) $("partner").value = "aligned";
   banner.hidden = false;
   banner.className = suspect ? "suspect" : "ok";
   banner.replaceChildren();
@@ -282,6 +327,11 @@ function showResult() {
   for (const [term, sentence] of words) {
     make("dt", $("words"), { textContent: term });
     make("dd", $("words"), { textContent: sentence });
+  }
+  const asked = optionWords(report.options || {}, true);
+  if (asked) {
+    make("dt", $("words"), { textContent: "Options" });
+    make("dd", $("words"), { textContent: `${asked}.` });
   }
   if (report.grid && report.grid.note) {
     make("dt", $("words"), { textContent: "Grids" });
@@ -339,7 +389,7 @@ function listenToKeys() {
   document.addEventListener("keydown", (event) => {
     const typing = event.target.closest("input:not([type=range], [type=checkbox]), select, dialog")
       || (event.target.closest("[type=range]") && event.key.startsWith("Arrow"));
-    const pressing = event.key === " " && event.target.closest("button, a, [type=checkbox]");
+    const pressing = event.key === " " && event.target.closest("button, a, summary, [type=checkbox]");
     const action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!action || typing || pressing || event.ctrlKey || event.metaKey || event.altKey || $("page-pair").hidden) return;
     event.preventDefault();
@@ -482,21 +532,27 @@ async function start() {
     fuse();
   });
   const clicks = {
-    cancel, swap, theme: () => theme(true), reset: resetView, "zoom-in": KEYS["+"], "zoom-out": KEYS["-"],
+    cancel, swap, defaults: defaultOptions, theme: () => theme(true), reset: resetView, "zoom-in": KEYS["+"], "zoom-out": KEYS["-"],
     "help-open": KEYS["?"], "tab-pair": () => page("pair"), "tab-results": () => page("results"),
   };
   for (const [id, action] of Object.entries(clicks)) $(id).addEventListener("click", action);
+  $("options").addEventListener("input", showOptions);
   $("filter").addEventListener("input", showTable);
   new ResizeObserver(redraw).observe($("stage-box"));
   offer();
   // The server begins to load the model at the first call: not before the page is there to be seen.
   await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve, 30)));
   try {
-    const { version, tasks, largest_upload: largest, browse } = await getJson("/api/state");
+    const { version, tasks, choices, largest_upload: largest, browse } = await getJson("/api/state");
     $("version").textContent = `bsafusion ${version}`;
     state.largestUpload = largest;
     $("task").replaceChildren();
     for (const task of tasks) make("option", $("task"), { textContent: task });
+    for (const [name, values] of Object.entries(choices)) {
+      $(name).replaceChildren();
+      for (const value of values) make("option", $(name), { textContent: value });
+    }
+    defaultOptions();
     if (browse) {
       await listResults();
       if (state.rows.length === 1) await open(state.rows[0].key);

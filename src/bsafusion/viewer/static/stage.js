@@ -247,7 +247,9 @@ function drawPane(context, pane) {
 
 function drawOne({ pane, draw }) {
   draw(picture(pane.shows));
-  return NAMES[pane.shows] + (state.layers.has(pane.shows) ? "" : ": not in this folder");
+  if (state.layers.has(pane.shows)) return NAMES[pane.shows];
+  const asked = pane.shows !== "fused" || state.result.report.mode !== "align only";
+  return `${NAMES[pane.shows]}: ${asked ? "not in this folder" : "nothing was fused, as asked"}`;
 }
 
 const DRAW = {
