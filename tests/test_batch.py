@@ -202,6 +202,7 @@ def test_other_weights_another_task_or_other_versions_are_done_again(
         FuseOptions(aligned=True),
         FuseOptions(align_only=True),
         FuseOptions(refine=2),
+        FuseOptions(mirrored=True),
     ],
 )
 def test_other_options_are_done_again_and_then_skipped(

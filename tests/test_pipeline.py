@@ -413,11 +413,27 @@ def test_a_refined_result_says_so_and_is_another_one(tmp_path: Path, pair: tuple
     assert torch.equal(alone.displacement, refined.displacement)
 
 
-def test_weights_without_descriptors_are_not_refined() -> None:
+def test_mirror_images_are_asked_and_reported(tmp_path: Path, pair: tuple[Path, Path], model: Model) -> None:
+    plain, mirrored = (fuse(*pair, model=model, mirrored=asked) for asked in (False, True))
+    assert plain.report["mirrored"] is None
+    assert mirrored.report["options"]["mirrored"] is True
+    apart = mirrored.report["mirrored"]["disagreement_mean"]
+    assert 0 < apart < 20
+    moved = (plain.displacement - mirrored.displacement).norm(dim=0)
+    # The mean of two answers lies as far from one as they disagree, nearly: later steps start from another place.
+    assert 0 < float(moved.mean()) < 5 * apart
+    assert "without mirror images" in mirrored.report["trust"]["note"]
+    again = fuse(*pair, model=model, mirrored=True)
+    assert snapshot(again.save(tmp_path / "a")) == snapshot(mirrored.save(tmp_path / "b"))
+
+
+def test_weights_without_descriptors_cannot_do_all() -> None:
     network = BSAFusion(paper())
     model = Model(network, replace(known_model().record, name="old", preset="paper"), "cpu")
     with pytest.raises(RequestError, match="weights old are of the paper preset, which has no descriptors"):
         fuse(*grey_pair(), model=model, refine=3)
+    with pytest.raises(RequestError, match="which does not look at mirror images; leave the mirror images out"):
+        fuse(*grey_pair(), model=model, mirrored=True)
 
 
 def test_what_was_said_to_be_aligned_is_doubted_where_the_images_are_not_alike() -> None:
@@ -525,6 +541,7 @@ def test_a_colour_map_for_an_image_in_colour_is_refused() -> None:
         ({"refine": -1}, r"-1 steps of refinement; expected 0 \(none\) to 200"),
         ({"refine": 201}, "201 steps of refinement; expected 0"),
         ({"refine": 5, "aligned": True}, "aligned already are not moved, so there is nothing to refine; leave out one"),
+        ({"mirrored": True, "aligned": True}, "not moved, so there is nothing to mirror; leave out one of both"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_before_anything_is_read(options: dict[str, Any], said: str) -> None:

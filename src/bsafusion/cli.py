@@ -53,6 +53,11 @@ Refine = Annotated[
     typer.Option(metavar="N", help="Gradient steps on the alignment of each pair, at most 200; docs/refinement.md."),
 ]
 
+Mirrored = Annotated[
+    bool,
+    typer.Option("--mirrored", help="Align the mirror images as well: a little more exact, nearly twice the time."),
+]
+
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
@@ -88,6 +93,7 @@ def fuse(
     aligned: Aligned = False,
     no_fuse: NoFuse = False,
     refine: Refine = 0,
+    mirrored: Mirrored = False,
     weights: Weights = "default",
     device: Device = "cpu",
     fixed_slice: Annotated[int | None, typer.Option(help="Slice of a 3-D fixed NIfTI.")] = None,
@@ -109,7 +115,7 @@ def fuse(
 
         pipeline.check_task(task)
         options = pipeline.FuseOptions(
-            fusion, blend, colormap, weight_fixed, aligned, align_only=no_fuse, refine=refine
+            fusion, blend, colormap, weight_fixed, aligned, align_only=no_fuse, refine=refine, mirrored=mirrored
         )
         image_fixed = pipeline.read_input(fixed, "fixed", slice_index=fixed_slice)
         image_moving = pipeline.read_input(moving, "moving", slice_index=moving_slice)
@@ -147,19 +153,22 @@ def batch(
     aligned: Aligned = False,
     no_fuse: NoFuse = False,
     refine: Refine = 0,
+    mirrored: Mirrored = False,
     weights: Weights = "default",
     device: Device = "cpu",
 ) -> None:
     """Fuse every pair of MANIFEST into OUT/<id>. Run it again to go on where it stopped."""
     with _one_line_errors():
         from bsafusion.batch import read_manifest, run_batch
-        from bsafusion.pipeline import FuseOptions, check_refinement, load_model
+        from bsafusion.pipeline import FuseOptions, check_options, load_model
 
-        options = FuseOptions(fusion, blend, colormap, weight_fixed, aligned, align_only=no_fuse, refine=refine)
+        options = FuseOptions(
+            fusion, blend, colormap, weight_fixed, aligned, align_only=no_fuse, refine=refine, mirrored=mirrored
+        )
         rows = read_manifest(manifest)
         _check_folder(out)
         model = load_model(weights, device=device)
-        check_refinement(model, options)
+        check_options(model, options)
 
         from rich.console import Console
         from rich.progress import track

@@ -29,6 +29,7 @@ from bsafusion.io import (
     write_json,
 )
 from bsafusion.metrics import head_mask
+from bsafusion.models.alignment import Alignment
 from bsafusion.models.bsafusion import BSAFusion, Matched, Output
 from bsafusion.models.representation import MODALITIES, Representation
 from bsafusion.plain_fusion import FUSIONS
@@ -80,6 +81,7 @@ class FuseOptions:
         aligned: the images are aligned already: fuse them as given.
         align_only: make no fused picture.
         refine: steps of :class:`bsafusion.refinement.Refinement` after the network has aligned, 0 to 200.
+        mirrored: align the mirror images as well and take the mean of both answers, in nearly twice the time.
 
     Raises:
         RequestError: an unknown name, a weight outside [0, 1], or options of which one would have no effect.
@@ -92,6 +94,7 @@ class FuseOptions:
     aligned: bool = False
     align_only: bool = False
     refine: int = 0
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -105,11 +108,13 @@ class FuseOptions:
             )
         if not 0 <= self.refine <= MOST_STEPS:
             raise RequestError(f"{self.refine} steps of refinement; expected 0 (none) to {MOST_STEPS}")
-        if self.refine and self.aligned:
-            raise RequestError(
-                "images that are aligned already are not moved, so there is nothing to refine; leave out one of both"
-            )
-        others = (option for option in fields(self) if option.name not in ("align_only", "refine"))
+        for asked, what in ((self.refine, "refine"), (self.mirrored, "mirror")):
+            if asked and self.aligned:
+                raise RequestError(
+                    f"images that are aligned already are not moved, so there is nothing to {what}; "
+                    "leave out one of both"
+                )
+        others = (option for option in fields(self) if option.name not in ("align_only", "refine", "mirrored"))
         if self.align_only and any(getattr(self, option.name) != option.default for option in others):
             raise RequestError(
                 "nothing is to be fused, yet there are options of fusion or the images are said to be aligned; "
@@ -315,6 +320,7 @@ def fuse(
     aligned: bool = False,
     align_only: bool = False,
     refine: int = 0,
+    mirrored: bool = False,
 ) -> FusionResult:
     """Align ``moving`` to ``fixed`` and fuse both.
 
@@ -324,13 +330,13 @@ def fuse(
         task: ``ct-mri``, ``pet-mri``, ``spect-mri``; ``auto`` takes the modality from the file, else asks the network.
             It is recorded, not needed: one network does all three.
         model: from :func:`load_model`; the shipped default weights when left out.
-        fusion, blend, colormap, weight_fixed, aligned, align_only, refine: see :class:`FuseOptions`.
+        fusion, blend, colormap, weight_fixed, aligned, align_only, refine, mirrored: see :class:`FuseOptions`.
 
     Raises:
         ImageError: an input cannot be used.
-        RequestError: an unknown task, options that make no sense, or a refinement of weights that cannot be refined.
+        RequestError: an unknown task, options that make no sense, or or that the weights cannot follow.
     """
-    options = FuseOptions(fusion, blend, colormap, weight_fixed, aligned, align_only, refine)
+    options = FuseOptions(fusion, blend, colormap, weight_fixed, aligned, align_only, refine, mirrored)
     check_task(task)
     fixed, moving = read_input(fixed, "fixed"), read_input(moving, "moving")
     if len(fixed.array) == 3:
@@ -343,7 +349,7 @@ def fuse(
             "leave the colour map out"
         )
     model = model or load_model()
-    check_refinement(model, options)
+    check_options(model, options)
     match = match_grids(fixed.geometry, moving.geometry)
     shape = fixed.geometry.shape
     on_grid = resample_to_grid(moving.array, match, shape)
@@ -356,7 +362,7 @@ def fuse(
     tensors = (torch.from_numpy(a)[None, None].to(model.device) for a in (luma_fixed, luma_moving))
     look = model.network.predict if options.network_fuses else model.network.predict_alignment
     steps = Refinement(options.refine) if options.refine else None
-    out: Output | Matched = look(*tensors, aligned_already=options.aligned, refine=steps)
+    out: Output | Matched = look(*tensors, aligned_already=options.aligned, mirrored=options.mirrored, refine=steps)
     displacement = out.alignment.displacement[0].float().cpu()
     field = total_field(displacement, match, fixed.geometry, moving.geometry)
     carried = apply_field(field, moving)
@@ -368,8 +374,9 @@ def fuse(
     status, reasons = verdict(evidence, max(shape), trust=model.trust)
     chosen, how = _task(task, moving, out.representation)
     note = model.trust_note
-    if options.refine and model.trust is not None:
-        note += "; fitted to results without refinement"
+    unusual = [name for name, used in (("refinement", options.refine), ("mirror images", options.mirrored)) if used]
+    if unusual and model.trust is not None:
+        note += f"; fitted to results without {' or '.join(unusual)}"
     recorded = {
         "task": chosen,
         "task_from": how,
@@ -393,6 +400,7 @@ def fuse(
         colour=colour,
         options=recorded,
         refinement=_refinement(options.refine, out.alignment.refined),
+        disagreement=_disagreement(out.alignment, luma_fixed),
         versions=versions(),
     )
     error = out.alignment.expected_error
@@ -413,12 +421,17 @@ def fuse(
     )
 
 
-def check_refinement(model: Model, options: FuseOptions) -> None:
-    """Raise :class:`RequestError` where a refinement is asked of weights that have no descriptors to refine by."""
-    if options.refine and model.network.cfg.alignment.kind == "attention":
+def check_options(model: Model, options: FuseOptions) -> None:
+    """Raise :class:`RequestError` where the weights cannot do what is asked of the alignment."""
+    if model.network.cfg.alignment.kind == "attention" and (options.refine or options.mirrored):
+        lacks, leave = (
+            ("has no descriptors to refine by", "the refinement")
+            if options.refine
+            else ("does not look at mirror images", "the mirror images")
+        )
         raise RequestError(
-            f"weights {model.record.name} are of the {model.record.preset} preset, which has no descriptors to refine "
-            "by; leave the refinement out, or choose weights of the default preset"
+            f"weights {model.record.name} are of the {model.record.preset} preset, which {lacks}; leave {leave} out, "
+            "or choose weights of the default preset"
         )
 
 
@@ -428,6 +441,13 @@ def _refinement(steps: int, objective: tuple[torch.Tensor, torch.Tensor] | None)
         return None
     before, after = (round(float(value[0]), 5) for value in objective)
     return {"steps": steps, "objective_before": before, "objective_after": after}
+
+
+def _disagreement(alignment: Alignment, luma_fixed: Array) -> float | None:
+    """Mean inside the head of how far the two answers are apart; None where the mirror images were not asked."""
+    if alignment.disagreement is None:
+        return None
+    return float(alignment.disagreement[0, 0].float().cpu().numpy()[head_mask(luma_fixed * 255)].mean())
 
 
 def _picture_range(image: Image) -> tuple[tuple[float, float], PixelType]:

@@ -164,12 +164,14 @@ def describe(
     colour: Mapping[str, Any] | None,
     options: Mapping[str, Any],
     refinement: Mapping[str, float] | None,
+    disagreement: float | None,
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of ``report.json``; the same for the same inputs, weights and machine.
 
     ``trust``: from :func:`describe_trust`. ``mode``: a key of :data:`MODES`. ``colour``: what was measured of the fused
     colours; None without a fused picture. ``refinement``: its steps and its objective before and after, or None.
+    ``disagreement``: pixels, how far apart the answers for the images and for their mirror images are, or None.
     """
     return {
         "status": status,
@@ -179,6 +181,7 @@ def describe(
         "grid": {"method": match.method, "note": match.note},
         "alignment": {k: None if v is None else round(v, 5) for k, v in asdict(evidence).items()},
         "refinement": None if refinement is None else dict(refinement),
+        "mirrored": None if disagreement is None else {"disagreement_mean": round(disagreement, 5)},
         "trust": dict(trust),
         "colour": None if colour is None else dict(colour),
         "options": dict(options),
