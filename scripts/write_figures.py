@@ -42,6 +42,17 @@ def suites_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def no_gain(found: dict[str, Any]) -> str:
+    """A sentence on what alignment does not make better."""
+    worse = [
+        f"{task.upper()} under `{suite}`"
+        for suite in SUITES
+        for task in TASKS
+        if found["suites"][f"{suite}/{task}"]["error"] >= found["suites"][f"{suite}/{task}"]["before"]
+    ]
+    return f"\nNo better on average than doing nothing: {', '.join(worse)}.\n" if worse else ""
+
+
 def samples_table(found: dict[str, Any]) -> str:
     lines = ["| shipped pair | before | error | p95 | status |", "| --- | --- | --- | --- | --- |"]
     for name, row in found["samples"].items():
@@ -180,7 +191,7 @@ to about 1 to 3 px only, which is a floor of this figure; *consistency* is the m
 mean, which that misalignment does not enter. Train and `val` are other slices of the same patients, as in the paper.
 
 {suites_table(alignment)}
-
+{no_gain(alignment)}
 The shipped pairs against their known transforms (`mr-rigid` is ITK's `R10X13Y17`: 10° and a shift of 13, 16 px; the MR
 contrasts were never trained on):
 
