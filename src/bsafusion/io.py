@@ -477,7 +477,7 @@ def _check_decoder(dataset: pydicom.Dataset) -> str:
     if syntax.is_encapsulated:
         try:
             available = get_decoder(syntax).is_available
-        except NotImplementedError:
+        except RuntimeError:  # pydicom does not know the syntax at all
             available = False
         if not available:
             raise ImageError(f'DICOM compressed as {syntax.name}; no decoder here; pip install "bsafusion[dicom]"')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +122,20 @@ class Matched(NamedTuple):
     alignment: Alignment
 
 
+class How(TypedDict, total=False):
+    """How a pair is aligned, where not by default.
+
+    Attributes:
+        aligned_already: not at all: fuse as given, under a zero field; both similarities are then those before.
+        mirrored: the mirror images as well, and the mean of both answers: a little more exact, nearly twice the time.
+        refine: see :class:`bsafusion.refinement.Refinement`; nothing where ``aligned_already``.
+    """
+
+    aligned_already: bool
+    mirrored: bool
+    refine: Refine | None
+
+
 class Output(NamedTuple):
     """``fused`` and ``aligned``: ``B 1 H W`` in [0, 1] on the fixed grid; ``alignment`` at full resolution
     too, except its ``steps``, which stay on the grids of the encoder."""
@@ -215,7 +229,7 @@ class BSAFusion(nn.Module):
         mirrored: bool = False,
         refine: Refine | None = None,
     ) -> Matched:
-        """Stages 1 to 3 for two images ``B 1 H W``; for the options see :meth:`forward`."""
+        """Stages 1 to 3 for two images ``B 1 H W``; for the options see :class:`How`."""
         if fixed.shape != moving.shape or fixed.dim() != 4 or fixed.shape[1] != 1 or min(fixed.shape[-2:]) < 32:
             raise ValueError(
                 f"fixed {tuple(fixed.shape)} and moving {tuple(moving.shape)}: expected both as B 1 H W of "
@@ -260,52 +274,25 @@ class BSAFusion(nn.Module):
         shallow_moving = warp(features[1].shallow, full)
         return self.fusion.draw(fixed, aligned, (features[0].shallow, shallow_moving), running), aligned
 
-    def forward(
-        self,
-        fixed: Tensor,
-        moving: Tensor,
-        *,
-        aligned_already: bool = False,
-        mirrored: bool = False,
-        refine: Refine | None = None,
-    ) -> Output:
+    def forward(self, fixed: Tensor, moving: Tensor, **how: Unpack[How]) -> Output:
         """Align ``moving`` to ``fixed`` and fuse both.
 
         Args:
             fixed, moving: ``B 1 H W`` float32 in [0, 1], on one grid, at least 32 pixels a side.
-            aligned_already: fuse as given, under a zero field; both similarities are then those before.
-            mirrored: align the mirror images as well and take the mean of both answers: a little more exact, in nearly
-                twice the time.
-            refine: see :class:`bsafusion.refinement.Refinement`; nothing where ``aligned_already``.
+            how: see :class:`How`.
         """
-        matched = self.match(fixed, moving, aligned_already=aligned_already, mirrored=mirrored, refine=refine)
+        matched = self.match(fixed, moving, **how)
         fused, aligned = self.fuse(fixed, moving, matched, matched.alignment.displacement)
         alignment = self._to_full(matched.alignment, (fixed.shape[-2], fixed.shape[-1]))
         return Output(fused, aligned, alignment, matched.representation)
 
     @torch.inference_mode()
-    def predict(
-        self,
-        fixed: Tensor,
-        moving: Tensor,
-        *,
-        aligned_already: bool = False,
-        mirrored: bool = False,
-        refine: Refine | None = None,
-    ) -> Output:
+    def predict(self, fixed: Tensor, moving: Tensor, **how: Unpack[How]) -> Output:
         """:meth:`forward` for inference; puts the network in evaluation mode."""
-        return self.eval()(fixed, moving, aligned_already=aligned_already, mirrored=mirrored, refine=refine)  # type: ignore[no-any-return]
+        return self.eval()(fixed, moving, **how)  # type: ignore[no-any-return]
 
     @torch.inference_mode()
-    def predict_alignment(
-        self,
-        fixed: Tensor,
-        moving: Tensor,
-        *,
-        aligned_already: bool = False,
-        mirrored: bool = False,
-        refine: Refine | None = None,
-    ) -> Matched:
+    def predict_alignment(self, fixed: Tensor, moving: Tensor, **how: Unpack[How]) -> Matched:
         """:meth:`predict` without stage 4; the alignment at full resolution."""
-        matched = self.eval().match(fixed, moving, aligned_already=aligned_already, mirrored=mirrored, refine=refine)
+        matched = self.eval().match(fixed, moving, **how)
         return matched._replace(alignment=self._to_full(matched.alignment, (fixed.shape[-2], fixed.shape[-1])))
