@@ -23,6 +23,7 @@ from bsafusion.datasets import (
     PairSet,
     blur,
     crop_batch,
+    cut_view,
     draw_batch,
     read_pairs,
     remap_contrast,
@@ -189,6 +190,40 @@ def test_a_remapped_contrast_keeps_the_anatomy() -> None:
     assert inside.mean((1, 2)).std() > 0.15
 
 
+def test_strength_scales_a_remapped_contrast() -> None:
+    image = torch.rand(8, 1, SIDE, SIDE, generator=seeded(1))
+    none, mild, full = (remap_contrast(image, seeded(), strength=s) - image for s in (0.0, 0.2, 1.0))
+    assert none.abs().max() < 1e-6
+    assert 0.01 < mild.abs().mean() < 0.4 * full.abs().mean()
+
+
+def test_a_cut_view_is_dark_beyond_a_line() -> None:
+    count = 60
+    image = torch.rand(count, 1, SIDE, SIDE, generator=seeded(1)) + 0.1
+    mask = torch.zeros(count, 1, SIDE, SIDE)
+    mask[..., 10:50, 15:45] = 1
+    cut = cut_view(image, mask, 1.0, seeded())
+    assert torch.equal(cut, cut_view(image, mask, 1.0, seeded()))
+    kept = cut > 0
+    assert torch.equal(cut[kept], image[kept])
+    left = (kept * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
+    assert left.min() > 0.2
+    assert left.max() <= 1
+    assert left.std() > 0.1
+    sides = [0, 0, 0, 0]
+    for picture in kept[:, 0]:
+        # A line parts the two: every row and column is kept on one side only.
+        assert all((line.int().diff().abs().sum() <= 1) for line in (*picture, *picture.T))
+        rows, columns = picture.nonzero().float().mean(0) - (SIDE - 1) / 2
+        along_rows = rows.abs() > columns.abs()
+        sides[2 * int(not along_rows) + int((rows if along_rows else columns) > 0)] += 1
+    assert min(sides) >= 1
+    assert sides[0] + sides[1] > 2 * (sides[2] + sides[3])
+    assert torch.equal(cut_view(image, mask, 0.0, seeded()), image)
+    some = (cut_view(image, mask, 0.5, seeded()) != image).any(3).any(2).float().mean()
+    assert 0.3 < some < 0.7
+
+
 # --- pairs in memory ------------------------------------------------------------------------------
 
 
@@ -232,6 +267,15 @@ def test_pictures_of_other_sizes_are_brought_to_the_grid(tmp_path: Path) -> None
     assert np.ptp(np.nonzero(inside)[0]) == pytest.approx(np.ptp(np.nonzero(inside)[1]), abs=1)
 
 
+def test_the_following_slice_is_of_the_same_task_and_case(train: PairSet) -> None:
+    pairs = [
+        replace(train.pairs[0], task=task, case=case)
+        for task, case in [("ct-mri", "a"), ("pet-mri", "a"), ("ct-mri", "a"), ("ct-mri", "b"), ("ct-mri", "a")]
+    ]
+    assert PairSet(pairs, side=SIDE).following.tolist() == [2, 1, 4, 3, 4]
+    assert PairSet([replace(p, case="") for p in pairs], side=SIDE).following.tolist() == [0, 1, 2, 3, 4]
+
+
 # --- batches --------------------------------------------------------------------------------------
 
 
@@ -250,6 +294,40 @@ def test_a_batch_keeps_its_truth(train: PairSet) -> None:
     assert difference.mean() < 0.01
     assert (batch.moving - batch.truth).abs().mean() > 4 * difference.mean()
     assert (batch.moving - warp(batch.truth, -batch.known)).abs().mean() > 4 * difference.mean()
+
+
+def test_slices_between_are_mixed_alike_in_both_images(train: PairSet) -> None:
+    data = PairSet([replace(p, task="ct-mri", case="a") for p in train.pairs[:2]], side=SIDE)
+    for dark_then_bright in (data.fixed, data.moving, data.mask):
+        dark_then_bright[0] = 0
+        dark_then_bright[1] = 255 if dark_then_bright is not data.mask else 1
+    batch = draw_batch(data, 64, Mix(own_contrast=0, pose=Misalignment(), between=1.0), seeded(), device=CPU)
+    fixed, moving, part = (t[:, 0, SIDE // 2, SIDE // 2] for t in (batch.fixed, batch.truth, batch.mask))
+    mixed = (part > 0) & (part < 1)  # the last slice has none to be mixed with
+    assert 0.25 < mixed.float().mean() < 0.75
+    assert part[mixed].std() > 0.2
+    for image in (fixed, moving):
+        gamma = image[mixed].log() / part[mixed].log()
+        assert 0.69 < gamma.min() < gamma.max() < 1.31
+        assert torch.equal(image[~mixed], torch.ones_like(image[~mixed]))
+
+
+@pytest.mark.parametrize("name", ["own_contrast", "between", "contrast", "cut"])
+def test_shares_are_shares(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} 1\.5.*expected 0 to 1"):
+        Mix(**{name: 1.5})
+
+
+def test_cut_and_remapped_images_stay_in_range_and_keep_their_truth(train: PairSet) -> None:
+    plain, changed = (
+        draw_batch(train, 16, Mix(own_contrast=0, **more), seeded(), device=CPU)
+        for more in ({}, {"contrast": 0.3, "cut": 1.0})
+    )
+    for image in (changed.fixed, changed.moving, changed.truth):
+        assert 0 <= image.min() <= image.max() <= 1
+    assert (changed.moving - warp(changed.truth, changed.known)).abs().mean() < 0.01
+    assert (changed.fixed > 0.1).float().mean() < 0.9 * (plain.fixed > 0.1).float().mean()
+    assert (changed.moving > 0.1).float().mean() < 0.9 * (plain.moving > 0.1).float().mean()
 
 
 @pytest.mark.parametrize("own", [0.0, 1.0])

@@ -18,6 +18,7 @@ from bsafusion.deformation import (
     affine_field,
     compose,
     identity_grid,
+    integrate,
     invert,
     jacobian_determinant,
     resize_field,
@@ -162,6 +163,30 @@ def test_compose_of_affine_maps_is_the_matrix_product() -> None:
     b = torch.tensor([[0.8, -0.1], [0.1, 0.7]], dtype=dtype)  # shrinks: no point leaves the grid
     fields = [affine_field(torch.cat([m, torch.zeros(2, 1, dtype=dtype)], 1)[None], shape=shape) for m in (a, b, a @ b)]
     torch.testing.assert_close(compose(fields[0], fields[1]), fields[2], rtol=0, atol=1e-10)
+
+
+def test_a_linear_velocity_integrates_to_the_matrix_exponential() -> None:
+    shape, dtype = (41, 33), torch.float64
+    velocity = torch.tensor([[-0.3, 0.2], [-0.1, -0.2]], dtype=dtype)  # shrinks: no point leaves the grid
+    unit = torch.eye(2, dtype=dtype)
+    fields = [
+        affine_field(torch.cat([m, torch.zeros(2, 1, dtype=dtype)], 1)[None], shape=shape)
+        for m in (unit + velocity, torch.linalg.matrix_exp(velocity))
+    ]
+    errors = [float((integrate(fields[0], n) - fields[1]).abs().max()) for n in (0, 4, 8, 12)]
+    assert errors[0] > 0.5
+    assert errors[1] < 0.1 * errors[0]
+    assert errors[2] < 0.1 * errors[1]
+    assert errors[3] < 1e-3
+    assert torch.equal(integrate(fields[0], 0), fields[0])
+
+
+def test_opposite_velocities_integrate_to_inverse_fields(smooth_field: Field) -> None:
+    velocity = smooth_field((30, 41), 3.0)
+    forward, backward = integrate(velocity, 6), integrate(-velocity, 6)
+    left = inner(compose(forward, backward), 4).abs().mean()
+    assert left < 0.02
+    assert left < 0.1 * inner(compose(velocity, -velocity), 4).abs().mean()  # displacements would not do
 
 
 @given(st.sampled_from([(30, 41), (41, 30), (14, 15, 16)]), st.integers(0, 1000))

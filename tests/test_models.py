@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bsafusion.deformation import affine_field, compose, identity_grid, warp
+from bsafusion.deformation import affine_field, compose, identity_grid, integrate, warp
 from bsafusion.models.alignment import AffineStep, AlignmentCfg, local_correlation, mirror_field, reverse_correlation
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default, paper, working_shape
 from bsafusion.models.encoder import EncoderCfg
@@ -180,6 +180,16 @@ def test_swapping_the_images_gives_the_inverse(
     assert there.displacement.abs().max() > 0.5
     torch.testing.assert_close(there.displacement, back.inverse, rtol=0, atol=1e-3)
     torch.testing.assert_close(there.inverse, back.displacement, rtol=0, atol=1e-3)
+
+
+def test_a_local_step_can_be_a_velocity_field(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    alignment = replace(small_cfg.alignment, steps=("affine", "1/4"), squarings=6)
+    affine, local = randomise(BSAFusion(replace(small_cfg, alignment=alignment))).predict(*images()).alignment.steps
+    torch.testing.assert_close(affine.field_moving, affine.velocity / 2)  # exact as it is
+    for field, before, sign in zip((local.field_fixed, local.field_moving), local.before, (-1, 1), strict=True):
+        step = integrate(sign * local.velocity / 2, 6)
+        torch.testing.assert_close(field, compose(before, step))
+        assert not torch.allclose(step, sign * local.velocity / 2, atol=1e-4)
 
 
 def test_equal_images_stay_where_they_are(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
@@ -406,6 +416,7 @@ def test_options_survive_json(cfg: BSAFusionCfg) -> None:
         (AlignmentCfg, {"kind": "attention"}, "no affine step"),
         (AlignmentCfg, {"hidden": (8,)}, "expected a value for each of"),
         (AlignmentCfg, {"radius": (3,)}, "expected a value for each of"),
+        (AlignmentCfg, {"squarings": 9}, "squarings 9: expected 0 to 8"),
         (EncoderCfg, {"widths": (8, 8, 8)}, "takes 4"),
         (EncoderCfg, {"widths": (8, 8, 8, 12)}, "multiple of 8"),
         (EncoderCfg, {"kind": "restormer"}, "takes 1"),

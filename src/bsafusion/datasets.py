@@ -166,9 +166,9 @@ MISALIGNMENTS: dict[str, Misalignment] = {
 """Named families: the paper's recipe and two that go past it."""
 
 
-def remap_contrast(image: Tensor, generator: torch.Generator) -> Tensor:
+def remap_contrast(image: Tensor, generator: torch.Generator, *, strength: float = 1.0) -> Tensor:
     """Another contrast of the same anatomy, ``B 1 H W`` in [0, 1]: a random curve over the intensities,
-    random blur, a slow bias and noise. One image in five keeps its own contrast."""
+    random blur, a slow bias and noise. One image in five keeps its own curve; ``strength`` scales all of it."""
     count, device = len(image), image.device
 
     def uniform(*shape: int) -> Tensor:
@@ -178,19 +178,43 @@ def remap_contrast(image: Tensor, generator: torch.Generator) -> Tensor:
     curve = uniform(count, knots)
     curve[:, 0] *= (uniform(count) < 0.3).float()  # the background mostly stays dark
     identity = torch.linspace(0, 1, knots, device=device).expand(count, knots)
-    curve = torch.where(uniform(count, 1) < 0.2, identity, curve)
+    curve = torch.where(uniform(count, 1) < 0.2, identity, identity.lerp(curve, strength))
     position = image.flatten(1).clamp(0, 1) * (knots - 1)
     below = position.floor().clamp(max=knots - 2).long()
     part = position - below
     mapped = (curve.gather(1, below) * (1 - part) + curve.gather(1, below + 1) * part).view_as(image)
-    sigma = uniform(count) * 3 * (uniform(count) < 0.5)
+    sigma = strength * 3 * uniform(count) * (uniform(count) < 0.5)
     mapped = blur(mapped, sigma)
-    slope = uniform(count, 2) - 0.5
+    slope = strength * (uniform(count, 2) - 0.5)
     rows = torch.linspace(-1, 1, image.shape[-2], device=device).view(1, 1, -1, 1)
     columns = torch.linspace(-1, 1, image.shape[-1], device=device).view(1, 1, 1, -1)
     bias = 1 + 0.4 * (slope[:, 0].view(-1, 1, 1, 1) * rows + slope[:, 1].view(-1, 1, 1, 1) * columns)
-    noise = torch.randn(image.shape, generator=generator, device=device) * (0.03 * uniform(count)).view(-1, 1, 1, 1)
+    noise = torch.randn(image.shape, generator=generator, device=device) * (0.03 * strength * uniform(count)).view(
+        -1, 1, 1, 1
+    )
     return (mapped * bias + noise).clamp(0, 1)
+
+
+def cut_view(image: Tensor, mask: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Darken what lies beyond a straight line, as where a scanner's field of view ends.
+
+    Args:
+        image, mask: ``B 1 H W``, the head where ``mask`` is above 0.
+        share: how many of the images are cut. Most lose top or bottom, at most 0.65 of the head's extent, and the
+            line is tilted by up to 8 degrees.
+    """
+    count, (height, width) = len(image), image.shape[-2:]
+    draw = torch.rand(count, 5, generator=generator, device=image.device)
+    quarter = torch.where(draw[:, 1] < 0.8, 0.5, 0.0) + (draw[:, 2] < 0.5)  # of a half turn: 0 and 1 cut the sides
+    angle = quarter * math.pi + (draw[:, 3] - 0.5) * math.radians(16)
+    rows = torch.arange(height, device=image.device, dtype=image.dtype).view(-1, 1)
+    columns = torch.arange(width, device=image.device, dtype=image.dtype)
+    along = angle.sin().view(-1, 1, 1, 1) * rows + angle.cos().view(-1, 1, 1, 1) * columns
+    inside = mask > 0
+    first = torch.where(inside, along, math.inf).amin((1, 2, 3))
+    last = torch.where(inside, along, -math.inf).amax((1, 2, 3))
+    line = torch.where(draw[:, 0] < share, first + 0.65 * draw[:, 4] * (last - first), -math.inf)
+    return image * (along >= line.view(-1, 1, 1, 1))
 
 
 def blur(image: Tensor, sigma: Tensor) -> Tensor:
@@ -226,6 +250,7 @@ class PairSet:
     """All pairs of a list in memory, on one ``side`` x ``side`` grid.
 
     ``fixed``, ``moving`` and ``mask`` are ``N 1 side side``, bytes on the CPU (an atlas slice takes 65 kB).
+    ``following``: index of the next pair of the same task and case in the list, the pair's own where there is none.
     """
 
     def __init__(self, pairs: Sequence[Pair], *, side: int = 256) -> None:
@@ -233,6 +258,12 @@ class PairSet:
         loaded = [_load(pair, side) for pair in self.pairs]
         self.fixed, self.moving, self.mask = (torch.stack(tensors) for tensors in zip(*loaded, strict=True))
         self.modality_moving = torch.tensor([MODALITIES.index(str(TASKS[p.task])) for p in self.pairs])
+        self.following = torch.arange(len(self.pairs))
+        latest: dict[tuple[str, str], int] = {}
+        for index, pair in enumerate(self.pairs):
+            if pair.case:
+                self.following[latest.get((pair.task, pair.case), index)] = index
+                latest[pair.task, pair.case] = index
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -265,12 +296,18 @@ class Mix:
         tasks: how often each of ``TASKS`` is drawn, whatever its number of pairs; relative to each other.
         misalignments: name of a family in ``MISALIGNMENTS`` and its share, as ``(("paper", 0.5), ...)``.
         pose: both images are moved together by up to this family first.
+        between: share of pairs that are mixed with the next slice of their case, by a random part.
+        contrast: strength of a random remapping of the intensities of every image, 0 to 1.
+        cut: share of fixed and of moving images of which a part is out of view.
     """
 
     own_contrast: float = 0.5
     tasks: tuple[float, ...] = (1.0,) * len(TASKS)
     misalignments: tuple[tuple[str, float], ...] = (("paper", 0.4), ("rigid", 0.25), ("large", 0.35))
     pose: Misalignment = Misalignment(translation=8, rotation=10, scale=0.12)
+    between: float = 0.0
+    contrast: float = 0.0
+    cut: float = 0.0
 
     def __post_init__(self) -> None:
         unknown = [name for name, _ in self.misalignments if name not in MISALIGNMENTS]
@@ -281,6 +318,11 @@ class Mix:
             )
         if len(self.tasks) != len(TASKS) or min(self.tasks) < 0:
             raise ValueError(f"tasks {self.tasks}: expected a share for each of {', '.join(TASKS)}, none below 0")
+        if not all(0 <= share <= 1 for share in (self.own_contrast, self.between, self.contrast, self.cut)):
+            raise ValueError(
+                f"own_contrast {self.own_contrast}, between {self.between}, contrast {self.contrast}, cut {self.cut}: "
+                "expected 0 to 1"
+            )
 
 
 def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *, device: torch.device) -> Batch:
@@ -300,6 +342,14 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, device=device)
 
+    if mix.between:  # Slices that the scanners did not take, in both images alike.
+        part = (uniform(size) * (uniform(size) < mix.between)).view(-1, 1, 1, 1)
+        next_fixed, next_moving, next_mask = (
+            t[data.following[chosen]].to(device).float() for t in (data.fixed, data.moving, data.mask)
+        )
+        fixed, moving = fixed.lerp(next_fixed / 255, part), moving.lerp(next_moving / 255, part)
+        mask = mask.lerp(next_mask, part)
+
     # One image against a remapping of itself: aligned to the last digit, in any contrast.
     own = uniform(size) < mix.own_contrast
     from_moving = own & (uniform(size) < 0.4)
@@ -314,6 +364,10 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
     # Gains and gammas that no modality would be recognised by.
     gamma = 1 + 0.6 * (uniform(2, size, 1, 1, 1) - 0.5)
     fixed, moving = fixed.clamp(0, 1) ** gamma[0], moving.clamp(0, 1) ** gamma[1]
+    if mix.contrast:
+        fixed, moving = (remap_contrast(image, generator, strength=mix.contrast) for image in (fixed, moving))
+    if mix.cut:
+        fixed, moving = (cut_view(image, mask, mix.cut, generator) for image in (fixed, moving))
 
     shape = (fixed.shape[-2], fixed.shape[-1])
     pose = mix.pose.draw(size, shape, generator)

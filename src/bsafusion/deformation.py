@@ -101,6 +101,18 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
     return inner + warp(outer, inner)
 
 
+def integrate(velocity: Tensor, squarings: int) -> Tensor:
+    """The displacement after unit time in a stationary velocity field, by scaling and squaring.
+
+    ``B D *S`` -> ``B D *S``, voxels. The field is scaled by ``2 ** -squarings`` and composed with itself that many
+    times (Arsigny et al., MICCAI 2006); with none it is taken as the displacement itself.
+    """
+    displacement = velocity * 0.5**squarings
+    for _ in range(squarings):
+        displacement = compose(displacement, displacement)
+    return displacement
+
+
 def invert(displacement: Tensor, *, tolerance: float = 1e-3, iterations: int = 30) -> Tensor:
     """The field ``v`` with ``compose(u, v) = 0``, by the fixed-point iteration ``v <- -u(x + v)``.
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bsafusion.deformation import affine_field, compose, identity_grid, invert, resize_field, warp
+from bsafusion.deformation import affine_field, compose, identity_grid, integrate, invert, resize_field, warp
 from bsafusion.models.encoder import STRIDE, Features
 from bsafusion.models.layers import ResidualBlock, conv_norm_act, resize
 from bsafusion.models.representation import Representation
@@ -101,6 +101,8 @@ class AlignmentCfg:
         hidden: channels of those layers, one value for each name in ``STEP_STRIDES``, taken or not (affine has none).
         descriptors: channels of a unit-length descriptor (matching only).
         radius: of the local correlation window, in voxels of the step's grid, likewise (matching only).
+        squarings: of each local step, taken as a velocity field to integrate; with 0 it is a displacement
+            (matching only).
     """
 
     kind: Literal["attention", "matching"] = "matching"
@@ -112,6 +114,7 @@ class AlignmentCfg:
     hidden: tuple[int, ...] = (0, 64, 64, 48, 24, 8)
     descriptors: int = 32
     radius: tuple[int, ...] = (0, 3, 3, 3, 2, 1)
+    squarings: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.steps) <= 5 or any(s not in STEP_STRIDES for s in self.steps):
@@ -127,6 +130,8 @@ class AlignmentCfg:
             raise ValueError(f"direction {self.direction!r}: expected one of {', '.join(get_args(Direction))}")
         if self.kind == "attention" and "affine" in self.steps:
             raise ValueError("the attention preset has no affine step; start its steps at 1/16")
+        if not 0 <= self.squarings <= 8:
+            raise ValueError(f"squarings {self.squarings}: expected 0 to 8")
         if min(len(self.hidden), len(self.radius), len(self.residual)) <= places[-1]:
             raise ValueError(
                 f"hidden {self.hidden}, radius {self.radius} and residual {self.residual}: expected a value for each "
@@ -401,8 +406,9 @@ class MatchingAlignment(nn.Module):
                 velocity = torch.cat([(plain + mirror) / 2, mirror_field(plain + mirror) / 2])
                 half = (plain - mirror) / 2
                 apart = half if apart is None else resize_field(apart, shape=grid) + half
-            field_fixed = compose(field_fixed, share_fixed * velocity)
-            field_moving = compose(field_moving, share_moving * velocity)
+            squarings = 0 if name == "affine" else self.cfg.squarings
+            field_fixed = compose(field_fixed, integrate(share_fixed * velocity, squarings))
+            field_moving = compose(field_moving, integrate(share_moving * velocity, squarings))
             steps.append(Step(name, field_fixed, field_moving, velocity, logits, before))
         if mirrored:
             steps = [_first_half(step) for step in steps]
