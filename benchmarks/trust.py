@@ -2,7 +2,7 @@
 
     python benchmarks/trust.py measure PAIRS.csv   # predictions -> benchmarks/results/trust.csv
     python benchmarks/trust.py fit                 # trust.csv -> NAME.trust.json beside the weights
-    python benchmarks/trust.py report              # trust.csv -> docs/trust_curve.svg, and the table, printed
+    python benchmarks/trust.py report              # trust.csv -> docs/trust_curve.svg, the figures of docs/trust.md
 
 Kinds of draws, all with fixed seeds: ``paper``, ``rigid`` and ``large``: pairs deformed by these families;
 ``unrelated``: the fixed image of one patient with the moving image of another at another level (a quarter of the scan
@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator, Sequence
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +46,7 @@ from bsafusion.trust import OFF, Calibration, alignment_sha256, calibration_file
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "benchmarks/results/trust.csv"
 CURVE = ROOT / "docs/trust_curve.svg"
+PAGE = ROOT / "docs/trust.md"
 SIDE = 256
 FEATURES = ("expected_error", "similarity_low", "nonaffine_mean")
 """Others were tried on the same draws and did not pay: the mean similarity, its gain, quantiles of the expected error,
@@ -75,6 +78,9 @@ FIT, CHOOSE, REPORT = PLAN
 
 ELASTIC = (6.0, 12.0)
 """Pixels: mean size of the deformations of kind ``elastic`` inside the head."""
+
+CLOSE = 3.0
+"""Pixels: a right result that is off by more is close to being wrong."""
 
 LEVEL = 0.25
 """Share of the scan between two levels that count as different."""
@@ -329,29 +335,209 @@ def probability(calibration: Calibration, row: Row) -> float:
 # --- report ---
 
 
-def table(rows: Sequence[Row], calibration: Calibration) -> str:
+class Judged(NamedTuple):
+    """A result and whether its verdict, hard limits included, is ``suspect``."""
+
+    row: Row
+    suspect: bool
+
+
+def judge(rows: Sequence[Row], calibration: Calibration) -> list[Judged]:
+    return [Judged(row, verdict(row.evidence, SIDE, trust=calibration)[0] == "suspect") for row in rows]
+
+
+def table(judged: Sequence[Judged]) -> str:
     """Markdown: what was flagged, by kind."""
     lines = [
         "| draws | n | suspect | wrong | of these suspect | right | of these suspect |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
 
-    def share(flags: Sequence[bool]) -> str:
-        return f"{sum(flags)} ({np.mean(flags):.0%})" if flags else "-"
+    def share(members: Sequence[Judged]) -> str:
+        count = sum(one.suspect for one in members)
+        return f"{count} ({percent(count, len(members))}%)" if members else "-"
 
-    def line(name: str, members: Sequence[Row]) -> str:
-        flags = [verdict(row.evidence, SIDE, trust=calibration)[0] == "suspect" for row in members]
-        wrong = [flag for flag, row in zip(flags, members, strict=True) if row.wrong]
-        right = [flag for flag, row in zip(flags, members, strict=True) if not row.wrong]
-        cells = (name, len(members), share(flags), len(wrong), share(wrong), len(right), share(right))
+    def line(name: str, members: Sequence[Judged]) -> str:
+        wrong, right = ([one for one in members if one.row.wrong is which] for which in (True, False))
+        cells = (name, len(members), share(members), len(wrong), share(wrong), len(right), share(right))
         return f"| {' | '.join(map(str, cells))} |"
 
-    for kind in dict.fromkeys(row.kind for row in rows):
-        lines.append(line(kind, [row for row in rows if row.kind == kind]))
-    known = [row for row in rows if row.kind in MISALIGNMENTS]
-    lines.append(line("paper, rigid and large together", known))
-    lines.append(line("all whose error is known", [row for row in rows if row.error is not None]))
-    return "\n".join([*lines, line("all", rows)])
+    for kind in dict.fromkeys(one.row.kind for one in judged):
+        lines.append(line(kind, of_kind(judged, kind)))
+    lines.append(line("paper, rigid and large together", of_kind(judged, *MISALIGNMENTS)))
+    lines.append(line("all whose error is known", [one for one in judged if one.row.error is not None]))
+    return "\n".join([*lines, line("all", judged)])
+
+
+def of_kind(judged: Sequence[Judged], *kinds: str) -> list[Judged]:
+    return [one for one in judged if one.row.kind in kinds]
+
+
+def percent(part: int, whole: int) -> int:
+    """Rounded; 0 and 100 only where they are exact."""
+    exact = part in (0, whole)
+    return round(100 * part / whole) if exact else min(max(round(100 * part / whole), 1), 99)
+
+
+def counted(part: int, whole: int, noun: str = "") -> str:
+    """``none of 54``, ``3 of 60 (5 %)``, ``all 30``; with a noun ``3 of 60 pairs (5 %)``."""
+    among = f"{whole} {noun}".rstrip()
+    if part == 0:
+        return f"none of {among}"
+    return f"all {among}" if part == whole else f"{part} of {among} ({percent(part, whole)} %)"
+
+
+def flagged(judged: Sequence[Judged]) -> str:
+    return counted(sum(one.suspect for one in judged), len(judged))
+
+
+def pixels(errors: Sequence[float]) -> str:
+    """``5.1 to 6.5 px``, or ``5.1 px`` where both ends are printed alike."""
+    ends = dict.fromkeys(f"{end:.1f}" for end in (min(errors), max(errors)))
+    return f"{' to '.join(ends)} px"
+
+
+def wrong_results(judged: Sequence[Judged]) -> str:
+    """A bullet: how many of the results whose error is known to be too large were flagged, and which were not."""
+    limit = f"{OFF * SIDE:g} px"
+    off = [(one, one.row.error) for one in judged if one.row.error is not None and one.row.wrong]
+    if not off:
+        return f"No result whose error is known is off by more than {limit} in these draws."
+    text = [f"Of the results whose error is known to exceed {limit}, {flagged([one for one, _ in off])} were flagged."]
+    missed = [error for one, error in off if not one.suspect]
+    if missed:
+        all_from = math.ceil(max(missed))
+        beyond = sum(error > all_from for _, error in off)
+        if beyond:
+            end = f"the {beyond} off by more than {all_from} px {'was' if beyond == 1 else 'were all'} flagged"
+        else:
+            end = f"no result at all is off by more than {all_from} px"
+        others = "The other one is" if len(missed) == 1 else f"The other {len(missed)} are"
+        text.append(f"{others} off by {pixels(missed)}; {end}.")
+    usual = [one for one, _ in off if one.row.kind != "elastic"]
+    if usual:
+        text.append(f"Without the strong elastic deformations it is {flagged(usual)}.")
+    return " ".join(text)
+
+
+def false_alarms(judged: Sequence[Judged]) -> str:
+    """A bullet: how many right results of the known families were flagged."""
+    right = {kind: [one for one in of_kind(judged, kind) if not one.row.wrong] for kind in MISALIGNMENTS}
+    told = ", ".join(f"{flagged(members)} of `{kind}`" for kind, members in right.items() if members)
+    paper = of_kind(judged, "paper")
+    text = f"Of the results of the `paper` suite {flagged(paper)} are flagged. Right results that are flagged: {told}."
+    alarms = [one for one in right["large"] if one.suspect]
+    others = [one for kind, members in right.items() if kind != "large" for one in members]
+    if alarms:
+        near = sum(one.row.error is not None and one.row.error > CLOSE for one in alarms)
+        text += f" Of those of `large`, {counted(near, len(alarms))} are off by {CLOSE:g} to {OFF * SIDE:g} px"
+        often = len(alarms) / len(right["large"])
+        usual = sum(one.suspect for one in others) / max(len(others), 1)
+        far_more = often > max(2 * usual, FALSE_ALARMS)
+        text += ": the verdict is careful where the images had to be moved far." if far_more else "."
+    return text
+
+
+def same_level(judged: Sequence[Judged]) -> str:
+    """A bullet: how many pairs of two patients at one level passed."""
+    pairs = of_kind(judged, "same level")
+    passed = sum(not one.suspect for one in pairs)
+    lead = "may pass" if passed else "did not pass here, which is no promise"
+    return (
+        f"**Two patients at the same level {lead}:** {counted(passed, len(pairs), 'such pairs')} were called `ok`. "
+        "Their heads do match; no evidence used here knows whose they are. Compare the names, not the verdict."
+    )
+
+
+def unseen(judged: Sequence[Judged]) -> str:
+    """A bullet: how the modality fared that no training showed."""
+    results = of_kind(judged, "unseen")
+    passed = [one for one in results if not one.suspect]
+    right = [one for one in results if not one.row.wrong]
+    text = (
+        "An unseen modality is flagged by the same evidence as any other, not for being unseen: "
+        f"{counted(len(passed), len(results))} passed"
+    )
+    if passed:
+        good = sum(not one.row.wrong for one in passed)
+        which = "all" if good == len(passed) else good or "none"
+        text += f", {which} of them right within {OFF * SIDE:g} px"
+    if right:
+        text += f". Of the right ones {flagged(right)} were flagged"
+    return (
+        f"{text}. MRI against MRI of another contrast is such a case; the verdicts on the MR pairs that ship stand in "
+        "the [README](../README.md#how-well-it-works)."
+    )
+
+
+def paragraph(text: str, *, bullet: bool = False) -> str:
+    """Wrapped as the pages are; spaces and hyphens inside of words stay."""
+    return textwrap.fill(
+        text,
+        120,
+        initial_indent="- " if bullet else "",
+        subsequent_indent="  " if bullet else "",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def page_figures(rows: Sequence[Row], calibration: Calibration, name: str) -> dict[str, str]:
+    """What :data:`PAGE` says in figures, by the name of its mark; ``name``: of the weights."""
+    fitted, judged = of(rows, FIT), judge(of(rows, REPORT), calibration)
+    fitted_wrong = sum(row.wrong for row in fitted)
+    known = of_kind(judged, *MISALIGNMENTS)
+    tasks = [task for task, _ in dict.fromkeys(tuple(one.row.name.split("/")[:2]) for one in known)]
+    pairs = ", ".join(f"{tasks.count(task)} {task.upper()}" for task in dict.fromkeys(tasks))
+    split, draw = REPORT
+    measured = (
+        f"`{split}` split of the atlas pairs ({len(tasks)} pairs: {pairs}), weights `{name}`, draw {draw}, "
+        f'n = {len(judged)}. "Wrong" are results off by more than {OFF * SIDE:g} px, and all results of images that do '
+        "not belong together."
+    )
+    mix = (
+        f"The chance is that of the mix of draws on which it was fitted ({fitted_wrong} of {len(fitted)} wrong), on "
+        "pictures of one atlas. Elsewhere its order stays meaningful; its percentage need not."
+    )
+    patients = "`train` and `val` are other slices of the same patients. For a new patient all of this may be worse."
+    bullets = (wrong_results(judged), false_alarms(judged), same_level(judged), unseen(judged), mix, patients)
+    made = (
+        f"A logistic regression with {len(FEATURES)} weights and a bias (ridge {RIDGE:g} per standard deviation) on "
+        f"{len(fitted)} results of the `{FIT[0]}` split, {fitted_wrong} of them wrong. The threshold is the lowest at "
+        f"which at most {100 * FALSE_ALARMS:g} % of the right results of the suites `paper` and `rigid` on "
+        f"`{CHOOSE[0]}`, draw {CHOOSE[1]}, are flagged; the table is draw {draw}: the same pairs under other "
+        "deformations, with other partners. Every draw has a fixed seed."
+    )
+    commands = (
+        "```text\n"
+        f"python benchmarks/trust.py measure PAIRS.csv   # {len(rows)} predictions -> benchmarks/results/trust.csv\n"
+        f"python benchmarks/trust.py fit                 # -> {name}.trust.json, beside the weights\n"
+        "python benchmarks/trust.py report              # the figures of this page, docs/trust_curve.svg\n"
+        "```"
+    )
+    return {
+        "threshold": paragraph(
+            f"By the calibration of the weights `{name}` a result is `suspect` from a chance of "
+            f"{100 * calibration.threshold:.0f} % on."
+        ),
+        "measured": f"{paragraph(measured)}\n\n{table(judged)}",
+        "meaning": "\n".join(paragraph(text, bullet=True) for text in bullets),
+        "made": f"{commands}\n\n{paragraph(made)}",
+    }
+
+
+def put_figures(page: Path, figures: Mapping[str, str]) -> None:
+    """Put each text between ``<!-- figures:NAME -->`` and the next ``<!-- /figures -->`` of ``page``."""
+    text = page.read_text(encoding="utf-8")
+    for name, told in figures.items():
+        begin, end = f"<!-- figures:{name} -->", "<!-- /figures -->"
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise SystemExit(f"{page} has no {begin} with {end} after it")
+        text = f"{before}{begin}\n{told}\n{end}{after}"
+    with write_whole(page) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 class Curve(NamedTuple):
@@ -436,19 +622,19 @@ def draw_curve(curve: Curve, at: tuple[float, float], reliability: Sequence[tupl
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def report(rows: Sequence[Row], calibration: Calibration) -> None:
-    """Print the table of :data:`REPORT` and draw :data:`CURVE`."""
+def report(rows: Sequence[Row], calibration: Calibration, name: str) -> None:
+    """Write the figures of :data:`REPORT` into :data:`PAGE` and draw :data:`CURVE`; ``name``: of the weights."""
     reported = of(rows, REPORT)
     values = np.array([probability(calibration, row) for row in reported])
     wrong = np.array([row.wrong for row in reported])
-    flagged = values >= calibration.threshold
+    suspect = values >= calibration.threshold
     curve = roc(values, wrong)
-    at = (float(flagged[~wrong].mean()), float(flagged[wrong].mean()))
+    at = (float(suspect[~wrong].mean()), float(suspect[wrong].mean()))
     picture = draw_curve(curve, at, bins(values, wrong, (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)))
+    put_figures(PAGE, page_figures(rows, calibration, name))
     with write_whole(CURVE) as aside:
         aside.write_text(picture, encoding="utf-8")
-    print(table(reported, calibration))
-    print(f"\narea under the curve {curve.area:.3f}; threshold {calibration.threshold}; n={len(reported)}")
+    print(f"area under the curve {curve.area:.3f}; threshold {calibration.threshold}; n={len(reported)}")
 
 
 def main() -> None:
@@ -471,10 +657,11 @@ def main() -> None:
             aside.write_text(calibration.to_json(), encoding="utf-8")
         print(f"{path.name}: weights {dict(calibration.weight)}, threshold {calibration.threshold}")
     else:
-        known = load_model(args.weights).trust
+        model = load_model(args.weights)
+        known = model.trust
         if known is None:
             parser.error(f"there is no calibration {path.name} for these weights; run `python benchmarks/trust.py fit`")
-        report(rows, known)
+        report(rows, known, model.record.name)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,28 @@
-"""Put measured figures into README.md, docs/evaluation.md and onto the weights' card, from what the benchmarks wrote.
+"""Put measured figures into README.md, the pages of docs and onto the weights' card, from what the benchmarks wrote.
 
-python benchmarks/alignment.py PAIRS.csv --samples -o benchmarks/results/alignment.json
-python benchmarks/speed.py -o benchmarks/results/speed.json
-bsafusion evaluate PAIRS.csv -o OUT --python elastix=... --python ants=...; OUT/summary.csv to benchmarks/results/evaluation.csv
-python scripts/write_figures.py
+    python benchmarks/alignment.py PAIRS.csv --samples -o benchmarks/results/alignment.json
+    python benchmarks/speed.py -o benchmarks/results/speed.json
+    python benchmarks/fusion.py PAIRS.csv -o benchmarks/results/fusion.json
+    bsafusion evaluate PAIRS.csv -o OUT --python elastix=... --python ants=...
+    bsafusion evaluate PAIRS.csv -o TRAIN --split train --limit 20 --suites paper --methods bsafusion --fusions maximum
+    bsafusion evaluate PAIRS.csv -o CASES --split-by case ...   # in full in docs/evaluation.md
+    python scripts/write_figures.py
+
+The ``summary.csv`` of the evaluations are kept in ``benchmarks/results``: OUT's as ``evaluation.csv``, TRAIN's as
+``evaluation_train.csv``, CASES' as ``evaluation_cases.csv``. ``docs/trust.md`` and ``docs/refinement.md`` are written by
+``benchmarks/trust.py`` and ``benchmarks/refine.py``.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import re
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bsafusion.io import write_whole
 from bsafusion.weights import FOLDER, WeightsRecord
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +89,14 @@ def _read_rows(path: Path) -> Rows:
         return {tuple(row[k] for k in keys): row for row in csv.DictReader(handle)}  # type: ignore[misc]
 
 
+def _interval(row: dict[str, str]) -> str:
+    return f" [{float(row['ci95_low']):.2f}, {float(row['ci95_high']):.2f}]" if row["ci95_low"] else ""
+
+
+def _mean(row: dict[str, str]) -> str:
+    return f"{float(row['mean']):.2f}{_interval(row)}"
+
+
 def errors_table(rows: Rows) -> str:
     """Error of the fields by suite and method, a column a task, with CPU seconds."""
     lines = [
@@ -92,8 +108,7 @@ def errors_table(rows: Rows) -> str:
         cells = []
         for task in TASKS:
             row = rows[method, "", suite, task, "error"]
-            interval = f" [{float(row['ci95_low']):.2f}, {float(row['ci95_high']):.2f}]" if row["ci95_low"] else ""
-            cells.append(f"**{float(row['mean']):.2f}**{interval}")
+            cells.append(f"**{float(row['mean']):.2f}**{_interval(row)}")
         folds, seconds = (float(rows[method, "", suite, "all", name]["mean"]) for name in ("folds", "seconds"))
         lines.append(f"| `{suite}` | {method} | {' | '.join(cells)} | {folds:.2%} | {seconds:.2f} |")
     return "\n".join(lines)
@@ -147,6 +162,73 @@ Q_CV: mean (median). The average and the Laplacian pyramid of every method are i
     _between(ROOT / "docs" / "evaluation.md", "figures:evaluate", text)
 
 
+NEW, SAME = "new-patients", "same-patients"  # the methods of ``bsafusion evaluate --split-by case``
+
+
+def cases_table(rows: Rows) -> str:
+    """Error by suite for patients that a network never saw and for those it did, and the ratio of both."""
+    lines = ["| misalignment | network | CT-MRI | PET-MRI | SPECT-MRI |", "| --- | --- | --- | --- | --- |"]
+    errors = {(key[0], key[2], key[3]): row for key, row in rows.items() if key[4] == "error"}
+    methods = dict.fromkeys(method for method, _, _ in errors)
+    for suite in dict.fromkeys(suite for _, suite, _ in errors):
+        for method in methods:
+            found = [errors[method, suite, task] for task in TASKS]
+            lines.append(f"| `{suite}` | {method} | {' | '.join(map(_mean, found))} |")
+        means = [[float(errors[method, suite, task]["mean"]) for task in TASKS] for method in (NEW, SAME)]
+        ratios = [f"{new / same:.2f}" for new, same in zip(*means, strict=True)]
+        lines.append(f"| `{suite}` | ratio | {' | '.join(ratios)} |")
+    return "\n".join(lines)
+
+
+def write_cases(results: Path) -> None:
+    """The table of new patients in docs/evaluation.md."""
+    rows = _read_rows(results)
+    text = f"""\
+Measured on the atlas (`val`, {rows[NEW, "", "paper", "ct-mri", "error"]["n"]} pairs a task, 3 draws, two folds of the 24 patients), mean error in pixels:
+
+{cases_table(rows)}
+"""
+    _between(ROOT / "docs" / "evaluation.md", "figures:cases", text)
+
+
+def train_gap(train: Rows, val: Rows) -> str:
+    """Errors of pairs that were trained on against those of ``val``, with what the difference says."""
+    lines = ["| `paper` | CT-MRI | PET-MRI | SPECT-MRI | all |", "| --- | --- | --- | --- | --- |"]
+    columns = (*TASKS, "all")
+    for name, rows in (("train", train), ("val", val)):
+        found = [rows["bsafusion", "", "paper", task, "error"] for task in columns]
+        lines.append(f"| `{name}` | {' | '.join(map(_mean, found))} |")
+    seen, unseen = (rows["bsafusion", "", "paper", "all", "error"] for rows in (train, val))
+    if float(seen["ci95_high"]) < float(unseen["ci95_low"]):
+        told = (
+            "The pairs that were trained on are ahead, and over all tasks the intervals do not meet: the network seems to have "
+            "begun to remember its slices, and more training on these pairs alone will help new ones less."
+        )
+    elif float(unseen["ci95_high"]) < float(seen["ci95_low"]):
+        told = "The pairs of `val` are ahead; nothing here shows that the network remembers its slices."
+    else:
+        told = "Over all tasks the intervals overlap; nothing here shows that the network remembers its slices."
+    return "\n".join([*lines, "", textwrap.fill(told, 120, break_long_words=False, break_on_hyphens=False)])
+
+
+def write_train_gap(train: Path, val: Path) -> None:
+    """The end of docs/training.md."""
+    rows, of_val = _read_rows(train), _read_rows(val)
+    counts = " and ".join(
+        f"{found['bsafusion', '', 'paper', 'ct-mri', 'error']['n']} of `{split}`"
+        for split, found in (("train", rows), ("val", of_val))
+    )
+    text = f"""\
+Mean endpoint error of the shipped weights in pixels, with its 95 % interval, on {counts} a task:
+
+{train_gap(rows, of_val)}
+
+`bsafusion evaluate pairs.csv -o OUT --split train --limit 20 --suites paper --methods bsafusion --fusions maximum`; its
+`summary.csv` is kept as `benchmarks/results/evaluation_train.csv`, `val` is [that of all methods](evaluation.md#measured).
+"""
+    _between(ROOT / "docs" / "training.md", "figures:train", text)
+
+
 def write_fusion(results: Path) -> None:
     """The table of docs/fusion.md."""
     found = json.loads(results.read_text(encoding="utf-8"))
@@ -168,17 +250,21 @@ alignment make of it is in [Comparing methods](evaluation.md).
     _between(ROOT / "docs" / "fusion.md", "figures:fusion", text)
 
 
-def _between(page: Path, mark: str, text: str) -> None:
-    """Put ``text`` between ``<!-- MARK -->`` and the next ``<!-- /figures -->``."""
-    old = page.read_text(encoding="utf-8")
-    marked = f"<!-- {mark} -->\n{text}<!-- /figures -->"
-    page.write_text(
-        re.sub(rf"<!-- {mark} -->.*?<!-- /figures -->", lambda _: marked, old, flags=re.S), encoding="utf-8"
-    )
+def _between(page: Path, name: str, text: str, end: str = "/figures") -> None:
+    """Put ``text`` between ``<!-- NAME -->`` and the next ``<!-- END -->``."""
+    begin, end = f"<!-- {name} -->", f"<!-- {end} -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{page} has no {begin} with {end} after it")
+    with write_whole(page) as aside:
+        aside.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
     write_evaluation(RESULTS / "evaluation.csv")
+    write_cases(RESULTS / "evaluation_cases.csv")
+    write_train_gap(RESULTS / "evaluation_train.csv", RESULTS / "evaluation.csv")
     write_fusion(RESULTS / "fusion.json")
     alignment = json.loads((RESULTS / "alignment.json").read_text(encoding="utf-8"))
     speed = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
@@ -205,12 +291,7 @@ process); the published network's shape takes {seconds["paper"]:.3f} s and {peak
 
 `python benchmarks/speed.py -o benchmarks/results/speed.json`
 """
-    readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    marked = f"<!-- figures:begin -->\n{text}<!-- figures:end -->"
-    readme.write_text(
-        re.sub(r"<!-- figures:begin -->.*<!-- figures:end -->", lambda _: marked, old, flags=re.S), encoding="utf-8"
-    )
+    _between(ROOT / "README.md", "figures:begin", text, end="figures:end")
     card = FOLDER / "default.json"
     record = WeightsRecord.read(card)
     if record.sha256 != alignment["sha256"]:

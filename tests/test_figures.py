@@ -1,0 +1,168 @@
+"""The pages say what the kept results say, and their sentences hold whatever was measured."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from bsafusion import pipeline
+from bsafusion.report import Evidence
+from bsafusion.trust import alignment_sha256
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/evaluation.md", "docs/fusion.md", "docs/training.md", "docs/trust.md")
+FIGURES = re.compile(r"(<!-- figures:(?!end)\w+ -->).*?(<!-- (?:/figures|figures:end) -->)", re.S)
+
+
+def load(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"figures_{Path(path).stem}", ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+trust, pages = load("benchmarks/trust.py"), load("scripts/write_figures.py")
+
+
+# --- the pages that are kept ---
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The pages, their figures taken out."""
+    (tmp_path / "docs").mkdir()
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        emptied, count = FIGURES.subn(r"\1\2", text)
+        assert count, page
+        (tmp_path / page).write_text(emptied, encoding="utf-8")
+    return tmp_path
+
+
+def test_the_pages_are_what_the_kept_results_give(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = pages.FOLDER / "default.json"
+    shutil.copy(card, copy)
+    monkeypatch.setattr(pages, "ROOT", copy)
+    monkeypatch.setattr(pages, "FOLDER", copy)
+    pages.main()
+    assert (copy / "default.json").read_bytes() == card.read_bytes()
+    monkeypatch.setattr(trust, "PAGE", copy / "docs/trust.md")
+    monkeypatch.setattr(trust, "CURVE", copy / "docs/trust_curve.svg")
+    model = pipeline.load_model()
+    trust.report(trust.read_measured(alignment_sha256(model.network)), model.trust, model.record.name)
+    for page in (*PAGES, "docs/trust_curve.svg"):
+        assert (copy / page).read_bytes() == (ROOT / page).read_bytes(), page
+
+
+@pytest.mark.parametrize("module", [trust, pages])
+def test_a_page_without_its_mark_is_left_and_said(module: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- /figures --> <!-- figures:a -->", encoding="utf-8")
+    with pytest.raises(SystemExit, match="has no <!-- figures:a --> with <!-- /figures --> after it"):
+        trust.put_figures(page, {"a": "1"}) if module is trust else pages._between(page, "figures:a", "1")
+    assert page.read_text(encoding="utf-8") == "<!-- /figures --> <!-- figures:a -->"
+
+
+# --- sentences on the verdict ---
+
+USUAL = Evidence(0.3, 0.5, 2.0, 3.0, 12.0, 0.0, 0.0, similarity_low=0.3)
+
+
+def judged(kind: str, error: float | None, suspect: bool) -> Any:
+    return trust.Judged(trust.Row("val", 2, kind, "ct-mri/1/2", error, USUAL), suspect)
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "told"),
+    [(0, 54, "none of 54"), (54, 54, "all 54"), (3, 60, "3 of 60 (5 %)"), (1, 400, "1 of 400 (1 %)")],
+)
+def test_a_share_is_none_or_all_only_where_it_is(part: int, whole: int, told: str) -> None:
+    assert trust.counted(part, whole) == told
+    assert trust.percent(399, 400) == 99
+
+
+def test_all_wrong_results_beyond_the_worst_that_passed_are_counted() -> None:
+    results = [judged("paper", error, error > 6.2) for error in (2.0, 5.04, 6.2, 6.9, 7.0, 7.1, 30.0)]
+    results += [judged("elastic", 8.0, True), judged("noise", None, False)]
+    assert trust.wrong_results(results) == (
+        "Of the results whose error is known to exceed 5 px, 5 of 7 (71 %) were flagged. The other 2 are off by 5.0 to "
+        "6.2 px; the 3 off by more than 7 px were all flagged. Without the strong elastic deformations it is 4 of 6 "
+        "(67 %)."
+    )
+
+
+def test_no_claim_is_made_beyond_the_worst_result() -> None:
+    told = trust.wrong_results([judged("paper", 9.0, False), judged("paper", 5.5, True)])
+    assert "The other one is off by 9.0 px; no result at all is off by more than 9 px." in told
+    told = trust.wrong_results([judged("paper", 9.0, True)])
+    assert told == (
+        "Of the results whose error is known to exceed 5 px, all 1 were flagged. "
+        "Without the strong elastic deformations it is all 1."
+    )
+    assert trust.wrong_results([judged("paper", 4.0, True)]).startswith("No result")
+
+
+def test_the_verdict_is_called_careful_only_where_large_ones_are_flagged_more() -> None:
+    usual = [judged("paper", 2.0, False)] * 9 + [judged("paper", 2.0, True)]
+    often = [judged("large", 3.5, True)] * 2 + [judged("large", 2.5, True)] + [judged("large", 1.0, False)] * 7
+    told = trust.false_alarms(usual + often)
+    assert "1 of 10 (10 %) of `paper`, 3 of 10 (30 %) of `large`. Of those of `large`, 2 of 3 (67 %)" in told
+    assert told.endswith("px: the verdict is careful where the images had to be moved far.")
+    seldom = [judged("large", 3.5, True)] * 2 + [judged("large", 1.0, False)] * 8
+    assert trust.false_alarms(usual + seldom).endswith("all 2 are off by 3 to 5 px.")
+    assert trust.false_alarms(usual).endswith("1 of 10 (10 %) of `paper`.")
+
+
+def test_that_two_patients_pass_is_said_where_they_did() -> None:
+    flagged, passed = judged("same level", None, True), judged("same level", None, False)
+    assert "**Two patients at the same level may pass:** 1 of 4 such pairs (25 %)" in trust.same_level(
+        [flagged] * 3 + [passed]
+    )
+    assert "did not pass here, which is no promise:** none of 3 such pairs" in trust.same_level([flagged] * 3)
+
+
+def test_unseen_results_that_passed_are_called_right_only_where_they_are() -> None:
+    right, wrong = judged("unseen", 2.0, False), judged("unseen", 8.0, False)
+    assert "2 of 3 (67 %) passed, 1 of them right" in trust.unseen([right, wrong, judged("unseen", 2.0, True)])
+    assert "all 1 passed, all of them right within 5 px. Of the right ones none of 1" in trust.unseen([right])
+    assert "all 1 passed, none of them right within 5 px. MRI" in trust.unseen([wrong])
+
+
+# --- sentences on training ---
+
+
+def summary(path: Path, low: float, high: float) -> Path:
+    """A ``summary.csv`` whose every interval is from ``low`` to ``high``."""
+    row = {"method": "bsafusion", "fusion": "", "suite": "paper", "metric": "error", "n": 20, "mean": (low + high) / 2}
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        table = csv.DictWriter(handle, [*row, "task", "ci95_low", "ci95_high"])
+        table.writeheader()
+        for task in ("ct-mri", "pet-mri", "spect-mri", "all"):
+            table.writerow({**row, "task": task, "ci95_low": low, "ci95_high": high})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "told"),
+    [
+        ((1.0, 2.0), (3.0, 4.0), "seems to have begun to remember"),
+        ((1.0, 3.0), (2.5, 4.0), "the intervals overlap; nothing here shows"),
+        ((3.0, 4.0), (1.0, 2.0), "`val` are ahead; nothing here shows"),
+    ],
+)
+def test_remembering_is_claimed_only_where_the_intervals_part(
+    train: tuple[float, float], val: tuple[float, float], told: str, tmp_path: Path
+) -> None:
+    rows = [pages._read_rows(summary(tmp_path / f"{low}.csv", low, high)) for low, high in (train, val)]
+    text = pages.train_gap(*rows)
+    assert told in " ".join(text.split())
+    assert f"| `train` | {sum(train) / 2:.2f} [{train[0]:.2f}, {train[1]:.2f}] |" in text
