@@ -39,8 +39,9 @@ from bsafusion.io import read_image, write_image
 from bsafusion.metrics import PAPER_METRICS, endpoint_error, summarise
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.scoring import score_one
+from bsafusion.trust import Calibration, alignment_sha256, calibration_file
 from conftest import SIDE
-from pairs import known_weights, snapshot
+from pairs import known_network, known_weights, snapshot
 
 CFG = EvaluationCfg(side=SIDE, suites=("paper", "corrupted"), draws=2, fusions=("maximum", "average"))
 MINE = Method("mine", "registration", "")
@@ -288,6 +289,28 @@ def test_a_network_s_own_fusion_field_and_verdict_are_stored(benchmark: Benchmar
         assert row["status"] == "suspect"  # it expects to be far off
         assert row["expected_error"] == pytest.approx(30, rel=0.01)
         assert row["seconds"] > 0
+
+
+def test_another_calibration_of_the_same_weights_counts_as_other_settings(benchmark: Benchmark, tmp_path: Path) -> None:
+    weights = known_weights(tmp_path)
+    method, out = Method("ours", "network", str(weights)), tmp_path / "out"
+    calibration = Calibration(alignment_sha256(known_network()), {}, {}, {}, -9.0, 0.5, "made up")
+
+    def predicted_with(trust: Calibration) -> dict[str, str]:
+        calibration_file(weights).write_text(trust.to_json(), encoding="utf-8")
+        return predict_methods(benchmark, out, [method])
+
+    predicted_with(calibration)
+    settings = json.loads((out / "predictions" / "ours" / "settings.json").read_text())
+    assert settings["calibration_sha256"] == calibration.sha256
+    predicted_with(calibration)
+    stricter = replace(calibration, threshold=1e-6)
+    told = rf"calibration_sha256: {calibration.sha256[:12]}… there, {stricter.sha256[:12]}… now"
+    with pytest.raises(EvaluationError, match=told):
+        predicted_with(stricter)
+    calibration_file(weights).unlink()
+    with pytest.raises(EvaluationError, match=r"calibration_sha256: \w+… there, nothing now"):
+        predict_methods(benchmark, out, [method])
 
 
 def test_a_registration_that_fails_is_scored_as_no_registration(

@@ -205,6 +205,47 @@ def test_words_say_what_became_of_the_colours(result: FusionResult) -> None:
     assert "Colour" in dict(words(result.report))
 
 
+def test_words_say_that_mirror_images_were_asked_and_how_far_the_answers_differ() -> None:
+    report = {"status": "ok", "alignment": {}, "mirrored": {"disagreement_mean": 0.75163}}
+    ((name, sentence),) = words(report)
+    assert name == "Mirror images"
+    assert "the mean of the network's answers for the two images and for their mirror images" in sentence
+    assert "each lies 0.75 px from that mean, on average inside the head" in sentence
+
+
+@pytest.mark.parametrize(
+    ("steps", "after", "expected"),
+    [
+        (10, 1.25, "by 10 gradient steps; their objective (lower is better) fell: 1.500 before, 1.250 after."),
+        (
+            1,
+            1.50049,
+            "by 1 gradient step; their objective (lower is better) did not change: 1.500 before, 1.500 after.",
+        ),
+        (2, 1.75, "by 2 gradient steps; their objective (lower is better) rose: 1.500 before, 1.750 after."),
+    ],
+)
+def test_words_say_what_a_refinement_did(steps: int, after: float, expected: str) -> None:
+    refinement = {"steps": steps, "objective_before": 1.5, "objective_after": after}
+    ((name, sentence),) = words({"status": "ok", "alignment": {}, "refinement": refinement})
+    assert name == "Refinement"
+    assert sentence.endswith(expected)
+
+
+def test_a_page_tells_of_refinement_and_mirror_images_only_where_they_were_used(result: FusionResult) -> None:
+    asked = {"Mirror images", "Refinement"}
+    assert not asked & dict(words(result.report)).keys()
+    more = fuse(result.fixed, result.moving, model=known_model((3.0, -2.0)), refine=2, mirrored=True)
+    said = dict(words(more.report))
+    assert asked <= said.keys()
+    assert "refined by 2 gradient steps" in said["Refinement"]
+    # The known network answers the mirror images with the same field, which goes the other way along x when mirrored
+    # back: 2 px to the left and 2 px to the right.
+    assert "each lies 2.00 px from that mean" in said["Mirror images"]
+    text = Reader(page_of(more)).text
+    assert all(said[name] in text for name in asked)
+
+
 def test_a_damaged_picture_is_refused() -> None:
     page = '<img id="fixed" alt="" src="data:image/png;base64,iVBORw0KGgoAAAAN"'
     with pytest.raises(ValueError, match="picture fixed of the report page is damaged"):

@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from typer.testing import CliRunner
 from bsafusion import cli, pipeline
 from bsafusion.io import write_json
 from bsafusion.pipeline import CHOICES, FuseOptions, FusionResult, RequestError, fuse
+from bsafusion.refinement import MOST_STEPS
 from bsafusion.report_page import render
 from bsafusion.viewer import jobs as jobs_module
 from bsafusion.viewer import server
@@ -168,6 +170,7 @@ def test_one_job_at_a_time_and_cancel(client: Any, monkeypatch: pytest.MonkeyPat
         {"blend": "alpha", "colormap": "hot-iron"},
         {"fusion": "maximum", "aligned": True},
         {"align_only": True},
+        {"refine": 3, "mirrored": True},
     ],
 )
 def test_options_are_those_of_the_package(client: Any, weights: str, tmp_path: Path, options: dict[str, Any]) -> None:
@@ -198,6 +201,10 @@ def test_options_are_those_of_the_package(client: Any, weights: str, tmp_path: P
         {"fusion": "guided", "align_only": True},
         {"fusion": "guided", "blend": "alpha"},
         {"blend": "none", "colormap": "pet"},
+        {"refine": -1},
+        {"refine": MOST_STEPS + 1},
+        {"refine": 9, "aligned": True},
+        {"mirrored": True, "aligned": True},
     ],
 )
 def test_options_that_make_no_sense_are_told_as_on_the_command_line(client: Any, options: dict[str, Any]) -> None:
@@ -209,7 +216,18 @@ def test_options_that_make_no_sense_are_told_as_on_the_command_line(client: Any,
     assert start(client).status_code == 202  # nothing runs that would be in the way
 
 
-@pytest.mark.parametrize("options", [{"steps": 3}, {"weight_fixed": "much"}, {"aligned": 7}, {"fusion": None}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 3},
+        {"weight_fixed": "much"},
+        {"aligned": 7},
+        {"fusion": None},
+        {"refine": 2.5},
+        {"refine": None},
+        {"mirrored": 7},
+    ],
+)
 def test_options_of_another_kind_are_refused(client: Any, options: dict[str, Any]) -> None:
     answer = start(client, **options)
     assert answer.status_code == 422
@@ -223,10 +241,13 @@ def test_a_colour_map_for_a_coloured_image_is_told(client: Any) -> None:
 
 
 def test_the_page_is_told_every_choice_and_the_request_has_every_option(client: Any) -> None:
-    choices = client.get("/api/state").json()["choices"]
+    state = client.get("/api/state").json()
+    choices = state["choices"]
     assert choices == {name: list(known) for name, known in CHOICES.items()}
+    assert state["most_steps"] == MOST_STEPS
     defaults = server.OptionsRequest().model_dump()
     assert FuseOptions(**defaults) == FuseOptions()
+    assert defaults.keys() == asdict(FuseOptions()).keys()
     assert all(known[0] == defaults[name] for name, known in choices.items())
     page, script = ((server.STATIC / name).read_text(encoding="utf-8") for name in ("index.html", "app.js"))
     for name in defaults:

@@ -9,6 +9,7 @@ import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,8 +17,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from bsafusion.pipeline import fuse, load_model
-from bsafusion.report_page import render
+from bsafusion.pipeline import FuseOptions, RequestError, fuse, load_model
+from bsafusion.refinement import MOST_STEPS
+from bsafusion.report_page import render, words
 from bsafusion.samples import load_samples
 from bsafusion.viewer import server
 from pairs import pixels_of
@@ -416,6 +418,63 @@ def test_options_by_keyboard_are_used_and_shown(
     assert "fused.png" not in page.locator("#files").inner_text()
     assert page.locator("#words dt:text-is('Options') + dd").inner_text() == "align only."
     assert page.locator("#partner option[value=fused]").evaluate("(e) => e.disabled")
+
+
+def test_refinement_and_mirror_images_are_used_and_shown(
+    new_page: Callable[..., Any], serve: Callable[..., str], tmp_path: Path
+) -> None:
+    page = new_page()
+    page.goto(serve())
+    page.get_by_text("model ready").wait_for()
+    chosen, refused = page.locator("#chosen"), page.locator("#job-error")
+    page.locator("#options summary").click()
+    steps, fuse_button = page.get_by_label("Refinement steps"), page.get_by_role("button", name="Fuse", exact=True)
+    assert (steps.input_value(), steps.get_attribute("max")) == ("0", str(MOST_STEPS))
+    page.get_by_label("Weight of the fixed image").focus()
+    page.keyboard.press("Tab")
+    playwright.expect(steps).to_be_focused()
+    page.keyboard.press("ArrowUp")
+    assert chosen.inner_text() == "1 step of refinement"
+    page.keyboard.press("ArrowUp")  # digits would choose a view elsewhere; here they are the number
+    assert page.evaluate("state.view") == "four"
+    page.keyboard.press("Tab")
+    page.keyboard.press(" ")
+    assert page.get_by_label("Align the mirror images as well").is_checked()
+    assert chosen.inner_text() == "2 steps of refinement, mirror images too"
+
+    drop(page, "#stage-box", *((path.name, path.read_bytes()) for path in (SAMPLE.fixed, SAMPLE.moving)))
+    page.locator("body[data-complete]").wait_for()
+    asked = page.locator("#words dt:text-is('Options') + dd").inner_text()
+    assert asked.endswith("fixed image at 0.5, 2 steps of refinement, mirror images too.")
+    direct = fuse(SAMPLE.fixed, SAMPLE.moving, model=load_model(), refine=2, mirrored=True)
+    said = dict(words(direct.report))
+    for name in ("Mirror images", "Refinement"):
+        assert page.locator(f"#words dt:text-is('{name}') + dd").inner_text() == said[name]
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="All as zip").click()
+    waiting.value.save_as(tmp_path / "all.zip")
+    with zipfile.ZipFile(tmp_path / "all.zip") as archive:
+        report, told = json.loads(archive.read("report.json")), archive.read("report.html").decode()
+    assert (report["options"]["refine"], report["options"]["mirrored"]) == (2, True)
+    for name in ("refinement", "mirrored"):
+        assert report[name] == direct.report[name]
+    assert all(escape(said[name]) in told for name in ("Mirror images", "Refinement"))
+
+    # What the command line refuses is refused with its words, and what is no whole number does not become one.
+    earlier = page.locator("body").get_attribute("data-complete")
+    with pytest.raises(RequestError) as caught:
+        FuseOptions(refine=MOST_STEPS + 1)
+    for number, message in (
+        (str(MOST_STEPS + 1), str(caught.value)),
+        ("2.5", f"steps of refinement: expected a whole number, 0 (none) to {MOST_STEPS}"),
+    ):
+        steps.fill(number)
+        fuse_button.click()
+        playwright.expect(refused).to_have_text(message, timeout=PATIENCE)
+    assert page.locator("body").get_attribute("data-complete") == earlier
+    page.get_by_role("button", name="Defaults").click()
+    assert steps.input_value() == "0"
+    assert chosen.inner_text() == ""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

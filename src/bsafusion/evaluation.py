@@ -58,11 +58,11 @@ from bsafusion.metrics import (
     inverse_consistency,
     summarise,
 )
-from bsafusion.pipeline import load_model, measure_evidence
+from bsafusion.pipeline import Model, load_model, measure_evidence
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.report import verdict
 from bsafusion.scoring import grey_levels
-from bsafusion.weights import DEFAULT, file_sha256, find
+from bsafusion.weights import DEFAULT, file_sha256
 
 Array = NDArray[np.float32]
 Kind = Literal["network", "registration", "fused"]
@@ -172,14 +172,15 @@ def open_method(method: Method, *, jobs: int = 1, device: str = "cpu") -> Iterat
         CompetitorError, WeightsError, RequestError: it is not there.
     """
     if method.kind == "network":
-        record, _ = find(method.source)
+        model = load_model(method.source, device=device)
         yield (
-            _network(method.source, device),
+            _network(model),
             {
                 "kind": method.kind,
-                "weights": record.name,
-                "weights_sha256": record.sha256,
-                "preset": record.preset,
+                "weights": model.record.name,
+                "weights_sha256": model.record.sha256,
+                "calibration_sha256": None if model.trust is None else model.trust.sha256,
+                "preset": model.record.preset,
                 "versions": {name: importlib.metadata.version(name) for name in ("bsafusion", "torch")},
             },
         )
@@ -208,12 +209,10 @@ def open_method(method: Method, *, jobs: int = 1, device: str = "cpu") -> Iterat
             worker.close()
 
 
-def _network(source: str, device: str) -> Predictor:
-    model = load_model(source, device=device)
-
+def _network(model: Model) -> Predictor:
     def predict(fixed: Array, moving: Array) -> Prediction:
-        tensors = [torch.from_numpy(image)[None, None].to(device) for image in (fixed, moving)]
-        clock = time.thread_time if device == "cpu" else time.perf_counter
+        tensors = [torch.from_numpy(image)[None, None].to(model.device) for image in (fixed, moving)]
+        clock = time.thread_time if model.device == "cpu" else time.perf_counter
         started = clock()
         out = model.network.predict(*tensors)
         fused = out.fused[0, 0].float().cpu().numpy()

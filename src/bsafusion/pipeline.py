@@ -444,7 +444,7 @@ def _refinement(steps: int, objective: tuple[torch.Tensor, torch.Tensor] | None)
 
 
 def _disagreement(alignment: Alignment, luma_fixed: Array) -> float | None:
-    """Mean inside the head of how far the two answers are apart; None where the mirror images were not asked."""
+    """Mean inside the head of how far both answers are from their mean; None where the mirror images were not asked."""
     if alignment.disagreement is None:
         return None
     return float(alignment.disagreement[0, 0].float().cpu().numpy()[head_mask(luma_fixed * 255)].mean())

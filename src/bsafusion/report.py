@@ -171,7 +171,8 @@ def describe(
 
     ``trust``: from :func:`describe_trust`. ``mode``: a key of :data:`MODES`. ``colour``: what was measured of the fused
     colours; None without a fused picture. ``refinement``: its steps and its objective before and after, or None.
-    ``disagreement``: pixels, how far apart the answers for the images and for their mirror images are, or None.
+    ``disagreement``: pixels, how far the answers for the images and for their mirror images are from their mean; or
+    None.
     """
     return {
         "status": status,

@@ -52,7 +52,7 @@ def words(report: Mapping[str, Any]) -> list[Sentence]:
         )
     before, after = known.get("similarity_before"), known.get("similarity_after")
     if before is not None and after is not None:
-        change = "did not change" if f"{before:.3f}" == f"{after:.3f}" else ("rose" if after > before else "fell")
+        change = _change(before, after)
         sentences.append(
             (
                 "Similarity",
@@ -78,6 +78,7 @@ def words(report: Mapping[str, Any]) -> list[Sentence]:
     if (outside := known.get("outside_share")) is not None:
         part = f"{outside:.1%} of the head" if outside > 0 else "No part of the head"
         sentences.append(("Coverage", f"{part} lies outside the moving image."))
+    sentences += _mirrored_words(report.get("mirrored")) + _refinement_words(report.get("refinement"))
     return sentences + _colour_words(report.get("colour"))
 
 
@@ -91,6 +92,36 @@ def _trust_words(trust: Any) -> list[Sentence]:
         f"from {trust['suspect_from']:.0%} on it counts as suspect."
     )
     return [("Chance of being wrong", text)]
+
+
+def _mirrored_words(mirrored: Any) -> list[Sentence]:
+    """That the mirror images were aligned as well, in a sentence; nothing where they were not."""
+    distance = mirrored.get("disagreement_mean") if isinstance(mirrored, Mapping) else None
+    if distance is None:
+        return []
+    text = (
+        "The alignment is the mean of the network's answers for the two images and for their mirror images; each lies "
+        f"{distance:.2f} px from that mean, on average inside the head."
+    )
+    return [("Mirror images", text)]
+
+
+def _refinement_words(refinement: Any) -> list[Sentence]:
+    """What the gradient steps made of the alignment, in a sentence; nothing where there were none."""
+    if not isinstance(refinement, Mapping):
+        return []
+    steps, before, after = (refinement[name] for name in ("steps", "objective_before", "objective_after"))
+    many = f"{steps} gradient step" if steps == 1 else f"{steps} gradient steps"
+    text = (
+        f"The network's field was refined by {many}; their objective (lower is better) {_change(before, after)}: "
+        f"{before:.3f} before, {after:.3f} after."
+    )
+    return [("Refinement", text)]
+
+
+def _change(before: float, after: float) -> str:
+    """In the three decimals that are printed."""
+    return "did not change" if f"{before:.3f}" == f"{after:.3f}" else ("rose" if after > before else "fell")
 
 
 def _colour_words(colour: Any) -> list[Sentence]:

@@ -72,10 +72,10 @@ class Alignment(NamedTuple):
 
     ``expected_error``: ``B 1 H W``, pixels, the network's own estimate of how far the field is off.
     ``similarity``: ``B 1 H W`` twice, the cosine of the images' descriptors at each pixel before and after
-    alignment (in evaluation mode only). ``disagreement``: ``B 1 H W``, pixels, how far apart the answers for the
-    images and for their mirror images are, where both were asked (``mirrored``). The attention preset has none of
-    them. ``refined``: the objective of a refinement before and after, ``B``, where there was one. ``steps`` stay on
-    their own grids.
+    alignment (in evaluation mode only). ``disagreement``: ``B 1 H W``, pixels, how far the answers for the images
+    and for their mirror images are from their mean, where both were asked (``mirrored``). The attention preset has
+    none of them. ``refined``: the objective of a refinement before and after, ``B``, where there was one. ``steps``
+    stay on their own grids.
     """
 
     displacement: Tensor

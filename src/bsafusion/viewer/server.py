@@ -36,6 +36,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bsafusion.datasets import TASKS
 from bsafusion.image import Image, ImageError
 from bsafusion.pipeline import AUTO, CHOICES, FuseOptions, RequestError, check_device, read_input
+from bsafusion.refinement import MOST_STEPS
 from bsafusion.report import NOT_CLINICAL
 from bsafusion.viewer.jobs import Busy, Jobs, one_line
 from bsafusion.viewer.results import Library, files_of, thumbnail, zip_of
@@ -135,6 +136,8 @@ class OptionsRequest(BaseModel):
     weight_fixed: float = FuseOptions.weight_fixed
     aligned: bool = FuseOptions.aligned
     align_only: bool = FuseOptions.align_only
+    refine: int = FuseOptions.refine
+    mirrored: bool = FuseOptions.mirrored
 
 
 class JobRequest(BaseModel):
@@ -242,6 +245,7 @@ def create_app(cfg: ViewerCfg, *, port: int) -> FastAPI:
             "use": NOT_CLINICAL,
             "tasks": [AUTO, *TASKS],
             "choices": CHOICES,
+            "most_steps": MOST_STEPS,
             "largest_upload": cfg.largest_upload,
             "model": model,
             "message": message,

@@ -205,6 +205,8 @@ const OPTIONS = {
   weight_fixed: [0.5, ...byValue("weight", Number), (v) => `fixed image at ${v}`],
   aligned: [false, ...byTick("aligned"), () => "aligned already"],
   align_only: [false, ...byTick("align-only"), () => "align only"],
+  refine: [0, ...byValue("refine", Number), (v) => (v ? `${v} step${v === 1 ? "" : "s"} of refinement` : "")],
+  mirrored: [false, ...byTick("mirrored"), () => "mirror images too"],
 };
 
 const BLENDS = {
@@ -215,10 +217,10 @@ const BLENDS = {
 
 const chosenOptions = () => Object.fromEntries(Object.entries(OPTIONS).map(([name, [, read]]) => [name, read()]));
 
-// What of a report's or the page's options is worth saying: null had no part in a result, false is off.
+// What of a report's or the page's options is worth saying: null had no part in a result, false and 0 steps are off.
 const optionWords = (options, sayDefaults) => Object.entries(OPTIONS)
   .filter(([name, [usual]]) => ![undefined, null, false].includes(options[name]) && (sayDefaults || options[name] !== usual))
-  .map(([name, [, , , words]]) => words(options[name])).join(", ");
+  .map(([name, [, , , words]]) => words(options[name])).filter(Boolean).join(", ");
 
 function showOptions() {
   const weight = Number($("weight").value);
@@ -238,8 +240,11 @@ function defaultOptions() {
 async function fuse() {
   const pair = { fixed: state.inputs.fixed.id, moving: state.inputs.moving.id };
   const body = { ...pair, task: $("task").value, options: chosenOptions() };
+  const { badInput, stepMismatch } = $("refine").validity;
   $("job-error").textContent = "";
   try {
+    // Too many or too few are the server's to refuse; this would not reach it as a number of steps.
+    if (badInput || stepMismatch) throw new Error(`steps of refinement: expected a whole number, 0 (none) to ${$("refine").max}`);
     const options = { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
     state.job = await (await call("/api/jobs", options)).json();
     showJob();
@@ -543,7 +548,7 @@ async function start() {
   // The server begins to load the model at the first call: not before the page is there to be seen.
   await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve, 30)));
   try {
-    const { version, tasks, choices, largest_upload: largest, browse } = await getJson("/api/state");
+    const { version, tasks, choices, most_steps: most, largest_upload: largest, browse } = await getJson("/api/state");
     $("version").textContent = `bsafusion ${version}`;
     state.largestUpload = largest;
     $("task").replaceChildren();
@@ -552,6 +557,8 @@ async function start() {
       $(name).replaceChildren();
       for (const value of values) make("option", $(name), { textContent: value });
     }
+    $("refine").max = most;
+    $("about-refine").textContent = `0 to ${most}; 0 takes the network's answer`;
     defaultOptions();
     if (browse) {
       await listResults();
