@@ -106,8 +106,8 @@ class FuseOptions:
                 f"a weight of {self.weight_fixed:g} for the fixed image; expected 0 (the moving image alone) to 1 "
                 "(the fixed image alone), 0.5 for the balance that was trained"
             )
-        if not 0 <= self.refine <= MOST_STEPS:
-            raise RequestError(f"{self.refine} steps of refinement; expected 0 (none) to {MOST_STEPS}")
+        if self.refine % 1 or not 0 <= self.refine <= MOST_STEPS:
+            raise RequestError(f"{self.refine} steps of refinement; expected a whole number, 0 (none) to {MOST_STEPS}")
         for asked, what in ((self.refine, "refine"), (self.mirrored, "mirror")):
             if asked and self.aligned:
                 raise RequestError(
