@@ -166,3 +166,18 @@ def test_remembering_is_claimed_only_where_the_intervals_part(
     text = pages.train_gap(*rows)
     assert told in " ".join(text.split())
     assert f"| `train` | {sum(train) / 2:.2f} [{train[0]:.2f}, {train[1]:.2f}] |" in text
+
+
+def test_the_threshold_is_the_highest_that_catches_enough() -> None:
+    off = [i / 100 for i in range(40, 0, -1)]
+    threshold = trust.highest_threshold(off, 0.95)
+    assert sum(p >= threshold for p in off) == 38
+    assert threshold == pytest.approx(0.025)
+    assert trust.highest_threshold(off, 1.0) == pytest.approx(0.005)
+
+
+def test_half_a_head_is_not_to_be_believed_however_small_its_error() -> None:
+    assert [judged("half cut", error, True).row.wrong for error in (2.0, 8.0)] == [True, True]
+    assert [judged("half cut", error, True).row.off for error in (2.0, 8.0)] == [False, True]
+    assert not judged("rigid", 2.0, True).row.wrong
+    assert "1 of 1" not in trust.wrong_results([judged("half cut", 2.0, True)])
