@@ -3,7 +3,7 @@
     python benchmarks/alignment.py PAIRS.csv --samples -o benchmarks/results/alignment.json
     python benchmarks/speed.py -o benchmarks/results/speed.json
     python benchmarks/fusion.py PAIRS.csv -o benchmarks/results/fusion.json
-    bsafusion evaluate PAIRS.csv -o OUT --python elastix=... --python ants=...
+    bsafusion evaluate PAIRS.csv -o OUT --weights default --weights paper-preset=... --python elastix=... --python ants=...
     bsafusion evaluate PAIRS.csv -o TRAIN --split train --limit 20 --suites paper --methods bsafusion --fusions maximum
     bsafusion evaluate PAIRS.csv -o CASES --split-by case ...   # in full in docs/evaluation.md
     python scripts/write_figures.py
@@ -145,9 +145,10 @@ def write_evaluation(results: Path) -> None:
     rows = _read_rows(results)
     count = max(int(row["n"]) for key, row in rows.items() if key[3] == "ct-mri")
     text = f"""\
-`bsafusion evaluate PAIRS.csv -o OUT --python elastix=... --python ants=...` on the Harvard Whole Brain Atlas pairs, split
-`val` ({count} pairs a task; 3 draws of each for bsafusion and identity, 1 for the slower methods), 256x256, fixed seeds. Mean
-endpoint error inside the head in pixels with its 95 % bootstrap interval over pairs; seconds of one CPU thread.
+`bsafusion evaluate PAIRS.csv -o OUT --weights default --weights paper-preset=runs/p2/last.safetensors --python elastix=...
+--python ants=...` on the Harvard Whole Brain Atlas pairs, split `val` ({count} pairs a task; 3 draws of each for the
+networks and identity, 1 for the slower methods), 256x256, fixed seeds. Mean endpoint error inside the head in pixels with
+its 95 % bootstrap interval over pairs; seconds of one CPU thread.
 
 {errors_table(rows)}
 
