@@ -8,17 +8,17 @@ after both images were brought to the middle by the first pass; that second pass
 Writes ``results/inference.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (d0d4ed2e4ec0), 60 val pairs, draws: 1.
+Budget: no training; weights default (582f3af15983), 60 val pairs, draws: 1.
 
                    paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  large CT  large PET  large SPECT
 before alignment       3.84       3.80         3.72      7.28       8.63         7.58     21.37      24.58        22.10
-to affine              3.42       3.80         4.26      1.94       2.20         3.57      4.68       6.05         7.36
-to 1/16                2.86       3.01         3.68      1.96       1.88         3.47      3.75       4.47         5.81
-to 1/8                 2.70       2.67         3.68      1.92       1.51         3.46      3.28       3.92         5.40
-all steps              2.54       2.59         3.66      1.99       1.56         3.51      2.98       3.75         5.38
-and mirrored           2.46       2.56         3.44      1.86       1.56         3.38      2.86       3.72         5.21
-and a second pass      2.86       2.88         4.16      2.60       2.23         4.11      3.06       3.76         5.56
-and half of it         2.64       2.66         3.85      2.26       1.84         3.77      2.93       3.67         5.41
+to affine              3.42       3.66         3.97      1.87       2.25         3.40      4.75       5.96         7.00
+to 1/16                2.84       2.87         3.34      1.87       1.84         3.36      3.77       4.43         5.48
+to 1/8                 2.66       2.58         3.32      1.90       1.67         3.38      3.22       3.93         4.83
+all steps              2.49       2.53         3.32      1.97       1.72         3.44      2.93       3.77         4.81
+and mirrored           2.41       2.50         3.23      1.89       1.68         3.38      2.88       3.74         4.86
+and a second pass      2.80       2.76         3.75      2.52       2.23         4.00      2.97       3.70         4.91
+and half of it         2.58       2.58         3.46      2.20       1.93         3.68      2.88       3.66         4.80
 
 Mean endpoint error inside the head, pixels, against the known fields. A second pass is composed with the
 first on both sides of the middle.
