@@ -189,10 +189,9 @@ def remap_contrast(image: Tensor, generator: torch.Generator, *, strength: float
     rows = torch.linspace(-1, 1, image.shape[-2], device=device).view(1, 1, -1, 1)
     columns = torch.linspace(-1, 1, image.shape[-1], device=device).view(1, 1, 1, -1)
     bias = 1 + 0.4 * (slope[:, 0].view(-1, 1, 1, 1) * rows + slope[:, 1].view(-1, 1, 1, 1) * columns)
-    noise = torch.randn(image.shape, generator=generator, device=device) * (0.03 * strength * uniform(count)).view(
-        -1, 1, 1, 1
-    )
-    return (mapped * bias + noise).clamp(0, 1)
+    noise = torch.randn(image.shape, generator=generator, device=device)
+    level = 0.03 * strength * uniform(count).view(-1, 1, 1, 1)
+    return (mapped * bias + level * noise).clamp(0, 1)
 
 
 def cut_view(image: Tensor, mask: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -205,8 +204,8 @@ def cut_view(image: Tensor, mask: Tensor, share: float, generator: torch.Generat
     """
     count, (height, width) = len(image), image.shape[-2:]
     draw = torch.rand(count, 5, generator=generator, device=image.device)
-    quarter = torch.where(draw[:, 1] < 0.8, 0.5, 0.0) + (draw[:, 2] < 0.5)  # of a half turn: 0 and 1 cut the sides
-    angle = quarter * math.pi + (draw[:, 3] - 0.5) * math.radians(16)
+    half_turns = torch.where(draw[:, 1] < 0.8, 0.5, 0.0) + (draw[:, 2] < 0.5)  # 0 left, 0.5 top, 1 right, 1.5 bottom
+    angle = half_turns * math.pi + (draw[:, 3] - 0.5) * math.radians(16)
     rows = torch.arange(height, device=image.device, dtype=image.dtype).view(-1, 1)
     columns = torch.arange(width, device=image.device, dtype=image.dtype)
     along = angle.sin().view(-1, 1, 1, 1) * rows + angle.cos().view(-1, 1, 1, 1) * columns
