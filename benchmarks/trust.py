@@ -456,6 +456,16 @@ def same_level(judged: Sequence[Judged]) -> str:
     )
 
 
+def half_heads(judged: Sequence[Judged]) -> str:
+    """A bullet: how pairs fared whose moving image shows half of the head."""
+    results = of_kind(judged, "half cut")
+    near = counted(sum(not one.row.off for one in results), len(results))
+    return (
+        f"Of half a head, {flagged(results)} were flagged, though {near} are within {OFF * SIDE:g} px over the whole "
+        "head: there is nothing to see by which the other half could be known to be right."
+    )
+
+
 def unseen(judged: Sequence[Judged]) -> str:
     """A bullet: how the modality fared that no training showed."""
     results = of_kind(judged, "unseen")
@@ -507,7 +517,15 @@ def page_figures(rows: Sequence[Row], calibration: Calibration, name: str) -> di
         "pictures of one atlas. Elsewhere its order stays meaningful; its percentage need not."
     )
     patients = "`train` and `val` are other slices of the same patients. For a new patient all of this may be worse."
-    bullets = (wrong_results(judged), false_alarms(judged), same_level(judged), unseen(judged), mix, patients)
+    bullets = (
+        wrong_results(judged),
+        false_alarms(judged),
+        same_level(judged),
+        half_heads(judged),
+        unseen(judged),
+        mix,
+        patients,
+    )
     made = (
         f"A logistic regression with {len(FEATURES)} weights and a bias (ridge {RIDGE:g} per standard deviation) on "
         f"{len(fitted)} results of the `{FIT[0]}` split, {fitted_wrong} of them wrong. The threshold is the highest "
