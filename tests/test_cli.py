@@ -388,7 +388,7 @@ REFUSED = [
     Bad("unknown colour map", fuse_with("--colormap", "jet"), ("unknown colormap 'jet'", "expected one of none, hot")),
     Bad("a weight too large", fuse_with("--weight-fixed", "2"), ("a weight of 2 for the fixed image", "expected 0")),
     Bad("nothing to do", fuse_with("--aligned", "--no-fuse"), ("nothing is to be fused", "leave out one or the other")),
-    Bad("too many steps", fuse_with("--refine", "500"), ("500 steps of refinement", "expected a whole number, 0 (none) to 200")),
+    Bad("too many steps", fuse_with("--refine", "500"), ("500 steps of refinement", "whole number, 0 (none) to 200")),
     Bad("nothing to refine", fuse_with("--refine", "9", "--aligned"), ("nothing to refine", "leave out one of both")),
     Bad("a colour map on colour", fuse_with("--colormap", "pet"), ("pet.png has colours of its own", "leave the")),
     Bad("unknown weights", fuse_with("--weights", "best"), ("no weights 'best'", "one of the shipped: default")),
