@@ -115,6 +115,9 @@ def test_hard_limits_speak_beside_the_chance_and_soft_ones_where_there_is_none()
     assert verdict(skipped, SIDE, trust=CALIBRATION)[0] == "suspect"
 
 
+REFINED = {"steps": 2, "objective_before": 1.5, "objective_after": 1.25}
+
+
 def test_the_report_carries_the_chance_of_an_ok_result_too() -> None:
     told = describe_trust(USUAL, SIDE, trust=CALIBRATION, note="made up")
     assert told == {"probability_off": 0.2689, "off_from_px": 5.0, "suspect_from": 0.5, "note": "made up"}
@@ -122,6 +125,9 @@ def test_the_report_carries_the_chance_of_an_ok_result_too() -> None:
     assert sentences["Chance of being wrong"].startswith(
         "The chance that the result is off by more than 5 px is put at 27%; from 50% on"
     )
+    refined = {"status": "ok", "alignment": asdict(USUAL), "trust": told, "refinement": REFINED, "mirrored": None}
+    assert dict(words(refined))["Chance of being wrong"].endswith("It was fitted to results without refinement.")
+    assert "fitted" not in sentences["Chance of being wrong"]
 
 
 def test_the_report_says_why_nothing_was_estimated() -> None:

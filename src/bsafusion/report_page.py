@@ -45,7 +45,7 @@ def words(report: Mapping[str, Any]) -> list[Sentence]:
     mode = report.get("mode", ALIGN_AND_FUSE)
     if MODES.get(mode):
         sentences.append(("Asked for", _sentence(MODES[mode])))
-    sentences += _trust_words(report.get("trust"))
+    sentences += _trust_words(report)
     if (error := known.get("expected_error")) is not None:
         sentences.append(
             ("Expected error", f"The network expects its field to be off by {error:.1f} px on average inside the head.")
@@ -82,15 +82,18 @@ def words(report: Mapping[str, Any]) -> list[Sentence]:
     return sentences + _colour_words(report.get("colour"))
 
 
-def _trust_words(trust: Any) -> list[Sentence]:
-    """The estimated chance that the result is wrong, in a sentence; nothing where nothing was estimated."""
-    probability = trust.get("probability_off") if isinstance(trust, Mapping) else None
-    if probability is None:
+def _trust_words(report: Mapping[str, Any]) -> list[Sentence]:
+    """The estimated chance that the result is wrong, and what it was not fitted to; nothing where there is none."""
+    trust = report.get("trust")
+    if not isinstance(trust, Mapping) or trust.get("probability_off") is None:
         return []
     text = (
-        f"The chance that the result is off by more than {trust['off_from_px']:.0f} px is put at {probability:.0%}; "
-        f"from {trust['suspect_from']:.0%} on it counts as suspect."
+        f"The chance that the result is off by more than {trust['off_from_px']:.0f} px is put at "
+        f"{trust['probability_off']:.0%}; from {trust['suspect_from']:.0%} on it counts as suspect."
     )
+    named = (("refinement", "refinement"), ("mirrored", "mirror images"))
+    if unusual := [name for key, name in named if report.get(key)]:
+        text += f" It was fitted to results without {' or '.join(unusual)}."
     return [("Chance of being wrong", text)]
 
 
