@@ -27,14 +27,12 @@ from torch import Tensor
 
 from bsafusion.datasets import MISALIGNMENTS, TASKS, PairSet, read_pairs, remap_contrast, validation_batch
 from bsafusion.deformation import warp
-from bsafusion.io import write_whole
+from bsafusion.io import write_between
 from bsafusion.metrics import draw_consistency, endpoint_error, endpoint_residual, folds, head_mask, summarise
 from bsafusion.models.bsafusion import BSAFusion
 from bsafusion.pipeline import Model, fuse, load_model
 from bsafusion.refinement import Refinement
 from bsafusion.samples import load_samples
-
-BEGIN, END = "<!-- figures:refinement -->", "<!-- /figures -->"
 
 
 @dataclass
@@ -153,16 +151,8 @@ def main() -> None:
     text = markdown(measured, args.steps)
     print(text)
     if args.markdown:
-        page = args.markdown.read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not end:
-            parser.error(f"{args.markdown} has no {BEGIN} with {END} after it")
-        told = (
-            f"{BEGIN}\nWeights `{model.record.name}` ({model.record.sha256[:12]}), split `{args.split}`.\n\n{text}{END}"
-        )
-        with write_whole(args.markdown) as aside:
-            aside.write_text(before + told + after, encoding="utf-8")
+        told = f"Weights `{model.record.name}` ({model.record.sha256[:12]}), split `{args.split}`.\n\n{text}"
+        write_between(args.markdown, "<!-- figures:refinement -->", "<!-- /figures -->", told)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import argparse
 import csv
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +37,7 @@ from torch import Tensor
 from bsafusion import weights
 from bsafusion.datasets import MISALIGNMENTS, Pair, PairSet, read_pairs, smooth_noise, validation_batch
 from bsafusion.deformation import warp
-from bsafusion.io import write_whole
+from bsafusion.io import write_between, write_whole
 from bsafusion.metrics import endpoint_error, summarise
 from bsafusion.pipeline import load_model, measure_evidence
 from bsafusion.report import Evidence, verdict
@@ -551,20 +551,6 @@ def page_figures(rows: Sequence[Row], calibration: Calibration, name: str) -> di
     }
 
 
-def put_figures(page: Path, figures: Mapping[str, str]) -> None:
-    """Put each text between ``<!-- figures:NAME -->`` and the next ``<!-- /figures -->`` of ``page``."""
-    text = page.read_text(encoding="utf-8")
-    for name, told in figures.items():
-        begin, end = f"<!-- figures:{name} -->", "<!-- /figures -->"
-        before, _, rest = text.partition(begin)
-        _, found, after = rest.partition(end)
-        if not found:
-            raise SystemExit(f"{page} has no {begin} with {end} after it")
-        text = f"{before}{begin}\n{told}\n{end}{after}"
-    with write_whole(page) as aside:
-        aside.write_text(text, encoding="utf-8")
-
-
 class Curve(NamedTuple):
     """Falling thresholds: the shares of right and of wrong results that each flags; ``area`` under the curve."""
 
@@ -656,7 +642,8 @@ def report(rows: Sequence[Row], calibration: Calibration, name: str) -> None:
     curve = roc(values, wrong)
     at = (float(suspect[~wrong].mean()), float(suspect[wrong].mean()))
     picture = draw_curve(curve, at, bins(values, wrong, (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)))
-    put_figures(PAGE, page_figures(rows, calibration, name))
+    for mark, told in page_figures(rows, calibration, name).items():
+        write_between(PAGE, f"<!-- figures:{mark} -->", "<!-- /figures -->", told)
     with write_whole(CURVE) as aside:
         aside.write_text(picture, encoding="utf-8")
     print(f"area under the curve {curve.area:.3f}; threshold {calibration.threshold}; n={len(reported)}")

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ablations import ALIGNMENT, BASELINE, PAPER, RIGID, SECOND_SEED, Ablation, Variant, endpoint_errors, main
+from ablations import ALIGNMENT, BASELINE, ERRORS, PAPER, RIGID, SECOND_SEED, Ablation, Variant, endpoint_errors, main
 
 ABLATION = Ablation(
     file=Path(__file__),
@@ -41,8 +41,7 @@ ABLATION = Ablation(
     ),
     measure=endpoint_errors,
     columns=(RIGID, PAPER),
-    notes="Mean endpoint error inside the head on the val pairs, mean over tasks, one draw each of the suites rigid "
-    "(8 degrees, 8 px) and paper. The baseline moves both images in four steps; forward moves the moving image only, "
+    notes=f"{ERRORS}. The baseline moves both images in four steps; forward moves the moving image only, "
     "reverse the fixed one only; the single steps move both.",
 )
 

@@ -23,7 +23,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ablations import ALIGNMENT, BASELINE, PAPER, RIGID, SECOND_SEED, Ablation, Column, Variant, main, modality_read
+from ablations import (
+    ALIGNMENT,
+    BASELINE,
+    ERRORS,
+    PAPER,
+    RIGID,
+    SECOND_SEED,
+    Ablation,
+    Column,
+    Variant,
+    main,
+    modality_read,
+)
 
 NO_INJECTION, NO_CE2 = "model.representation.inject=false", "training.weights.ce2=0"
 
@@ -39,8 +51,7 @@ ABLATION = Ablation(
     ),
     measure=modality_read,
     columns=(RIGID, PAPER, Column("classifier", "read from MFRH"), Column("judge", "read after transfer")),
-    notes="Mean endpoint error inside the head on the val pairs, mean over tasks, one draw each of the suites rigid "
-    "(8 degrees, 8 px) and paper; the baseline injects and has L_ce2. Read: the share of the images whose modality the "
+    notes=f"{ERRORS}; the baseline injects and has L_ce2. Read: the share of the images whose modality the "
     "classifier names, from the MFRH and from the tokens after transfer, where L_ce2 aims at 0.5 within a pair.",
 )
 

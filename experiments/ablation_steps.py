@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ablations import ALIGNMENT, PAPER, RIGID, SECOND_SEED, Ablation, Column, Variant, endpoint_errors, main
+from ablations import ALIGNMENT, ERRORS, PAPER, RIGID, SECOND_SEED, Ablation, Column, Variant, endpoint_errors, main
 
 STEPS = ("affine", "1/16", "1/8", "1/4", "1/2")
 
@@ -41,8 +41,7 @@ ABLATION = Ablation(
     ),
     measure=endpoint_errors,
     columns=(RIGID, PAPER, Column("seconds", "seconds a pair", 3)),
-    notes="Mean endpoint error inside the head on the val pairs, mean over tasks, one draw each of the suites rigid "
-    "(8 degrees, 8 px) and paper. Seconds: median of seven whole predictions (alignment and fusion) of a 256x256 pair "
+    notes=f"{ERRORS}. Seconds: median of seven whole predictions (alignment and fusion) of a 256x256 pair "
     "on one CPU thread, the variants one after another. The baseline is K = 4.",
     timed=True,
 )

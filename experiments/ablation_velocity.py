@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ablations import ALIGNMENT, BASELINE, PAPER, RIGID, SECOND_SEED, Ablation, Variant, endpoint_errors, main
+from ablations import ALIGNMENT, BASELINE, ERRORS, PAPER, RIGID, SECOND_SEED, Ablation, Variant, endpoint_errors, main
 
 ABLATION = Ablation(
     file=Path(__file__),
@@ -35,8 +35,7 @@ ABLATION = Ablation(
     ),
     measure=endpoint_errors,
     columns=(RIGID, PAPER),
-    notes="Mean endpoint error inside the head on the val pairs, mean over tasks, one draw each of the suites rigid "
-    "(8 degrees, 8 px) and paper. The baseline composes each step as a displacement; with velocity fields each local "
+    notes=f"{ERRORS}. The baseline composes each step as a displacement; with velocity fields each local "
     "step is integrated by scaling and squaring first.",
 )
 

@@ -22,11 +22,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bsafusion.io import write_whole
+from bsafusion.io import write_between
 from bsafusion.weights import FOLDER, WeightsRecord
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+END = "<!-- /figures -->"  # after each "<!-- figures:NAME -->"
 TASKS = ("ct-mri", "pet-mri", "spect-mri")
 SUITES = {
     "paper": "the paper's recipe",
@@ -160,7 +161,7 @@ Q_CV: mean (median). The average and the Laplacian pyramid of every method are i
 {fusion_table(rows)}
 
 """
-    _between(ROOT / "docs" / "evaluation.md", "figures:evaluate", text)
+    write_between(ROOT / "docs" / "evaluation.md", "<!-- figures:evaluate -->", END, text)
 
 
 NEW, SAME = "new-patients", "same-patients"  # the methods of ``bsafusion evaluate --split-by case``
@@ -189,7 +190,7 @@ Measured on the atlas (`val`, {rows[NEW, "", "paper", "ct-mri", "error"]["n"]} p
 
 {cases_table(rows)}
 """
-    _between(ROOT / "docs" / "evaluation.md", "figures:cases", text)
+    write_between(ROOT / "docs" / "evaluation.md", "<!-- figures:cases -->", END, text)
 
 
 def train_gap(train: Rows, val: Rows) -> str:
@@ -227,7 +228,7 @@ Mean endpoint error of the shipped weights in pixels, with its 95 % interval, on
 `bsafusion evaluate pairs.csv -o OUT --split train --limit 20 --suites paper --methods bsafusion --fusions maximum`; its
 `summary.csv` is kept as `benchmarks/results/evaluation_train.csv`, `val` is [that of all methods](evaluation.md#measured).
 """
-    _between(ROOT / "docs" / "training.md", "figures:train", text)
+    write_between(ROOT / "docs" / "training.md", "<!-- figures:train -->", END, text)
 
 
 def write_fusion(results: Path) -> None:
@@ -248,18 +249,7 @@ are (split `{found["split"]}`, 20 a task), without deformation and with no align
 Of the six metrics the network is better than maximum, average and Laplacian pyramid in: {wins}. What deformation and
 alignment make of it is in [Comparing methods](evaluation.md).
 """
-    _between(ROOT / "docs" / "fusion.md", "figures:fusion", text)
-
-
-def _between(page: Path, name: str, text: str, end: str = "/figures") -> None:
-    """Put ``text`` between ``<!-- NAME -->`` and the next ``<!-- END -->``."""
-    begin, end = f"<!-- {name} -->", f"<!-- {end} -->"
-    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f"{page} has no {begin} with {end} after it")
-    with write_whole(page) as aside:
-        aside.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")
+    write_between(ROOT / "docs" / "fusion.md", "<!-- figures:fusion -->", END, text)
 
 
 def main() -> None:
@@ -292,7 +282,7 @@ process); the published network's shape takes {seconds["paper"]:.3f} s and {peak
 
 `python benchmarks/speed.py -o benchmarks/results/speed.json`
 """
-    _between(ROOT / "README.md", "figures:begin", text, end="figures:end")
+    write_between(ROOT / "README.md", "<!-- figures:begin -->", "<!-- figures:end -->", text)
     card = FOLDER / "default.json"
     record = WeightsRecord.read(card)
     if record.sha256 != alignment["sha256"]:

@@ -195,7 +195,7 @@ def test_what_cannot_be_compared_is_refused(  # type: ignore[no-untyped-def]
 def test_a_file_without_a_place_for_results_is_left_alone(ablations, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "bare.py"
     file.write_text('"""Nothing."""\n', encoding="utf-8")
-    with pytest.raises(ValueError, match="no place for the results"):
+    with pytest.raises(ValueError, match=f"bare.py has no line .{ablations.BEGIN}. with .{ablations.END}. after it"):
         ablations.write_results(file, {"budget": "b", "table": ["t"]}, "n")
     assert [path.name for path in tmp_path.iterdir()] == ["bare.py"]
 

@@ -30,6 +30,7 @@ from bsafusion.io import (
     read_colormap,
     read_deformation,
     read_image,
+    write_between,
     write_deformation,
     write_image,
     write_json,
@@ -681,3 +682,22 @@ def test_files_that_hold_no_field(tmp_path: Path, rng: np.random.Generator) -> N
         read_image(tmp_path / "d.nii.gz")
     with pytest.raises(ImageError, match=r"written as \.nii\.gz"):
         write_deformation(tmp_path / "d.mha", _field(FLIPPED))
+
+
+def test_text_between_two_marks_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a <!-- x -->\n<!-- y -->\nold\n<!-- / -->\n<!-- x -->\n<!-- / -->\nend\n", encoding="utf-8")
+    write_between(page, "<!-- y -->", "<!-- / -->", "one\ntwo\n")
+    expected = "a <!-- x -->\n<!-- y -->\none\ntwo\n<!-- / -->\n<!-- x -->\n<!-- / -->\nend\n"
+    assert page.read_text(encoding="utf-8") == expected
+    write_between(page, "<!-- y -->", "<!-- / -->", "one\ntwo")
+    assert page.read_text(encoding="utf-8") == expected
+
+
+def test_a_page_without_its_marks_is_left_and_said(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- / -->\n<!-- y -->\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="no line '<!-- y -->' with '<!-- / -->' after it"):
+        write_between(page, "<!-- y -->", "<!-- / -->", "text")
+    assert page.read_text(encoding="utf-8") == "<!-- / -->\n<!-- y -->\n"
+    assert list(tmp_path.iterdir()) == [page]

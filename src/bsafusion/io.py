@@ -548,6 +548,20 @@ def write_whole(path: PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_between(path: PathLike, begin: str, end: str, content: str) -> None:
+    """Replace what stands between two marks of a text file, each mark a line of its own; the file changes as a whole.
+
+    Raises:
+        ValueError: the file has no ``begin`` with ``end`` after it.
+    """
+    before, _, rest = Path(path).read_text(encoding="utf-8").partition(f"{begin}\n")
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"{path} has no line {begin!r} with {end!r} after it; put both where the text belongs")
+    with write_whole(path) as aside:
+        aside.write_text(f"{before}{begin}\n{content.rstrip()}\n{end}{after}", encoding="utf-8")
+
+
 @contextmanager
 def atomic_folder(out: PathLike, *, overwrite: bool = False, marker: str = "report.json") -> Iterator[Path]:
     """Give a temporary folder beside ``out``; rename it to ``out`` if all went well, remove it otherwise.
