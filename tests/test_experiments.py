@@ -23,7 +23,14 @@ from bsafusion.options import with_options
 from bsafusion.training import FUSION_PARAMETERS, TrainingCfg
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
-FILES = ("ablation_injection", "ablation_direction", "ablation_steps", "ablation_velocity", "ablation_fusion_blocks")
+FILES = (
+    "ablation_injection",
+    "ablation_direction",
+    "ablation_steps",
+    "ablation_velocity",
+    "ablation_context",
+    "ablation_fusion_blocks",
+)
 SMALL = (
     "training.side=65",
     "training.crop=64",

@@ -15,11 +15,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bsafusion.deformation import affine_field, compose, identity_grid, integrate, warp
-from bsafusion.models.alignment import AffineStep, AlignmentCfg, local_correlation, mirror_field, reverse_correlation
+from bsafusion.models.alignment import (
+    AffineStep,
+    AlignmentCfg,
+    Direction,
+    local_correlation,
+    mirror_field,
+    reverse_correlation,
+)
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default, paper, working_shape
 from bsafusion.models.encoder import EncoderCfg
 from bsafusion.models.fusion import FusionCfg
-from bsafusion.models.layers import ChannelNorm, TransformerBlock
+from bsafusion.models.layers import ChannelNorm, CrossBlock, TransformerBlock, wave_positions
 from bsafusion.models.representation import ModalityRepresentation, RepresentationCfg
 
 Randomise = Callable[[nn.Module], Any]
@@ -162,7 +169,7 @@ def test_a_pair_is_treated_alike_alone_and_in_a_batch(small_cfg: BSAFusionCfg, r
     fixed, moving = images(count=3)
     together, alone = model.predict(fixed, moving), model.predict(fixed[1:2], moving[1:2])
     torch.testing.assert_close(together.fused[1:2], alone.fused, rtol=0, atol=1e-4)
-    torch.testing.assert_close(together.alignment.displacement[1:2], alone.alignment.displacement, rtol=0, atol=1e-3)
+    torch.testing.assert_close(together.alignment.displacement[1:2], alone.alignment.displacement, rtol=0, atol=3e-3)
 
 
 # --- stage 3: symmetry and directions -------------------------------------------------------------
@@ -399,6 +406,15 @@ def test_injection_changes_alignment(preset: str, small_cfg: BSAFusionCfg, rando
     check_distinct([fused_by(v, randomise)[1] for v in variants])
 
 
+@pytest.mark.parametrize("direction", ["both", "forward", "reverse"])
+def test_what_a_step_hands_on_changes_alignment(
+    direction: Direction, small_cfg: BSAFusionCfg, randomise: Randomise
+) -> None:
+    cfg = replace(small_cfg, alignment=replace(small_cfg.alignment, direction=direction))
+    variants = [replace(cfg, alignment=replace(cfg.alignment, carry=carry)) for carry in (True, False)]
+    check_distinct([fused_by(v, randomise)[1] for v in variants])
+
+
 @pytest.mark.parametrize("cfg", [default(), paper(), small_paper()])
 def test_options_survive_json(cfg: BSAFusionCfg) -> None:
     again = BSAFusionCfg.from_dict(json.loads(json.dumps(cfg.to_dict())))
@@ -517,6 +533,42 @@ def test_sides_share_the_transfer_unless_asked(per_modality: bool) -> None:
     image = torch.randn(1, 16, 4, 5)
     out = stage(image, image)
     assert torch.allclose(*out.matched, atol=1e-6) == (not per_modality)
+
+
+def test_cross_blocks_start_as_the_identity() -> None:
+    tokens, other = torch.randn(2, 20, 16), torch.randn(2, 12, 16)
+    positions = (wave_positions((4, 5), 16, tokens), wave_positions((3, 4), 16, other))
+    assert torch.equal(CrossBlock(16, 2, 16)(tokens, other, positions), tokens)
+
+
+def test_cross_blocks_look_at_the_other_image_and_where_its_tokens_are(randomise: Randomise) -> None:
+    block = randomise(CrossBlock(16, 2, 16))
+    tokens, other = torch.randn(1, 20, 16), torch.randn(1, 20, 16)
+    positions = wave_positions((4, 5), 16, tokens)
+    out = block(tokens, other, (positions, positions))
+    order = torch.randperm(20)
+    check_distinct(
+        [out, block(tokens, other[:, order], (positions, positions)), block(tokens, tokens, (positions, positions))]
+    )
+    # A token and its place move together: to attention the order alone says nothing.
+    torch.testing.assert_close(block(tokens, other[:, order], (positions, positions[order])), out)
+
+
+@pytest.mark.parametrize("dim", [16, 18])
+def test_every_place_has_its_own_waves(dim: int) -> None:
+    waves = wave_positions((17, 23), dim, torch.zeros(()))
+    assert waves.shape == (17 * 23, dim)
+    apart = torch.cdist(waves, waves) + 10 * torch.eye(len(waves))
+    assert apart.min() > 0.1
+    assert torch.equal(wave_positions((30, 23), dim, torch.zeros(()))[: 17 * 23], waves)
+
+
+def test_swapping_the_images_swaps_what_is_matched(randomise: Randomise) -> None:
+    stage = randomise(small_representation())
+    fixed, moving = torch.randn(2, 3, 16, 4, 5).unbind(0)
+    torch.testing.assert_close(stage(fixed, moving).matched, stage(moving, fixed).matched[::-1])
+    without = randomise(small_representation(cross_blocks=0))
+    check_distinct([stage(fixed, moving).matched[0], without(fixed, moving).matched[0]])
 
 
 # --- stage 4 and layers ---------------------------------------------------------------------------

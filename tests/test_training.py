@@ -186,11 +186,10 @@ def test_mu_follows_the_ratio_of_the_two_structural_terms(held_out: PairSet, tra
     objective = Objective(BSAFusion(training_cfg), replace(SHORT, parts="fusion", adapt_mu=True))
     assert objective.mu == 1
     objective(batch, truly_aligned=True)
-    out = objective.model.predict(batch.fixed, batch.truth)
+    out = objective.model.predict(batch.fixed, batch.truth, aligned_already=True)
     unlike_fixed, unlike_moving = ((1 - fusion_losses.ssim(s, out.fused)).mean() for s in (batch.fixed, batch.truth))
     ratio = unlike_moving / unlike_fixed
-    # The network as built hardly moves anything: its own alignment is nearly the truth.
-    assert objective.mu == pytest.approx(0.999 + 0.001 * float(ratio.clamp(0.2, 5)), abs=3e-4)
+    assert objective.mu == pytest.approx(0.999 + 0.001 * float(ratio.clamp(0.2, 5)), abs=1e-5)
 
 
 # --- validation -----------------------------------------------------------------------------------

@@ -103,6 +103,7 @@ class AlignmentCfg:
         radius: of the local correlation window, in voxels of the step's grid, likewise (matching only).
         squarings: of each local step, taken as a velocity field to integrate; with 0 it is a displacement
             (matching only).
+        carry: each step sees the field so far and what the local step before it made of its matches (matching only).
     """
 
     kind: Literal["attention", "matching"] = "matching"
@@ -115,6 +116,7 @@ class AlignmentCfg:
     descriptors: int = 32
     radius: tuple[int, ...] = (0, 3, 3, 3, 2, 1)
     squarings: int = 0
+    carry: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.steps) <= 5 or any(s not in STEP_STRIDES for s in self.steps):
@@ -150,6 +152,11 @@ class AlignmentCfg:
     def of(values: tuple[int, ...], name: str) -> int:
         """The value of a step in ``hidden`` or ``radius``."""
         return values[tuple(STEP_STRIDES).index(name)]
+
+    def carried(self, name: str) -> int:
+        """Channels that a local step is handed by the steps before it."""
+        place = self.steps.index(name)
+        return 2 + (self.of(self.hidden, self.steps[place - 1]) if place else 0) if self.carry else 0
 
 
 def _share(direction: Direction) -> tuple[float, float]:
@@ -289,18 +296,28 @@ class AffineStep(nn.Module):
         return affine_field(matrix, shape=(height, width)), logits
 
 
+class Found(NamedTuple):
+    """What a local step says: ``velocity`` ``B 2 h w`` and the log of its expected error ``B 1 h w``, voxels;
+    ``logits`` ``B (2r+1)^2 h w``; ``body``, the features behind them, of each direction it looked in."""
+
+    velocity: Tensor
+    log_error: Tensor
+    logits: Tensor
+    body: Tensor
+
+
 class MatchingStep(nn.Module):
     """Finds what displacement is left between two sets of descriptors on the middle grid."""
 
     def __init__(self, cfg: AlignmentCfg, name: str) -> None:
         super().__init__()
         self.radius, hidden = cfg.of(cfg.radius, name), cfg.of(cfg.hidden, name)
-        self.direction = cfg.direction
+        self.direction, self.carry, self.stride = cfg.direction, cfg.carry, STEP_STRIDES[name]
         span = 2 * self.radius + 1
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.context = nn.Conv2d(cfg.descriptors, cfg.context, 1)
         self.body = nn.Sequential(
-            nn.Conv2d(span * span + 3 + 2 * cfg.context, hidden, 1),
+            nn.Conv2d(span * span + 3 + 2 * cfg.context + cfg.carried(name), hidden, 1),
             nn.GELU(),
             *(conv_norm_act(hidden, hidden, dilation=i + 1) for i in range(cfg.layers)),
             *(ResidualBlock(hidden) for _ in range(cfg.of(cfg.residual, name))),
@@ -309,38 +326,55 @@ class MatchingStep(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
-    def _head(self, correlation: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """The displacement from the first to the second image, voxels, and the log of its expected error."""
+    def _head(
+        self, correlation: Tensor, own: Tensor, other: Tensor, carried: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The displacement from the first to the second image, voxels, the log of its expected error, and what the
+        next step is handed."""
         probability = (correlation.float() * self.log_scale.exp()).softmax(1)
         offsets = identity_grid((2 * self.radius + 1,) * 2, probability).flatten(1) - self.radius  # 2 span^2
         mean = torch.einsum("bkhw,dk->bdhw", probability, offsets)
         peak = probability.amax(1, keepdim=True)
-        x = torch.cat([correlation, mean.to(correlation), peak.to(correlation), own, other], dim=1)
-        out = self.out(self.body(x)).float()
+        seen = [t.to(correlation) for t in (mean, peak, own, other, *carried)]
+        body = self.body(torch.cat([correlation, *seen], dim=1))
+        out = self.out(body).float()
         limit = self.radius + 1.0
-        return limit * torch.tanh((out[:, :2] + peak * mean) / limit), out[:, 2:]
+        return limit * torch.tanh((out[:, :2] + peak * mean) / limit), out[:, 2:], body
 
-    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``B C h w`` twice -> velocity ``B 2 h w``, log expected error ``B 1 h w``, logits
-        ``B span^2 h w``."""
+    def forward(self, a: Tensor, b: Tensor, so_far: Tensor, body: Tensor | None) -> Found:
+        """Look at descriptors ``B C h w`` of both images under the field so far.
+
+        Args:
+            so_far: ``B 2 h w``, the displacement between the two that the steps before found, voxels of this grid.
+            body: of the local step before, on its own grid.
+        """
         correlation = local_correlation(a, b, self.radius)
         logits = correlation.float() * self.log_scale.exp()
         context_a, context_b = self.context(a), self.context(b)
+        # In units of the coarsest grid: of order 1 at every step.
+        so_far = so_far * (self.stride / STRIDE)
+        above = () if body is None else (resize(body, (a.shape[-2], a.shape[-1])),)
+
+        def carried(*fields: Tensor) -> tuple[Tensor, ...]:
+            return (torch.cat(fields), *above) if self.carry else ()
+
         if self.direction == "forward":
-            velocity, log_error = self._head(correlation, context_a, context_b)
-            return velocity, log_error, logits
+            velocity, log_error, body = self._head(correlation, context_a, context_b, carried(so_far))
+            return Found(velocity, log_error, logits, body)
         reverse = reverse_correlation(correlation, self.radius)
         if self.direction == "reverse":
-            velocity, log_error = self._head(reverse, context_b, context_a)
-            return -velocity, log_error, logits
+            velocity, log_error, body = self._head(reverse, context_b, context_a, carried(-so_far))
+            return Found(-velocity, log_error, logits, body)
         # Both directions in one batch; their difference is antisymmetric in the two images.
-        velocities, log_errors = self._head(
+        velocities, log_errors, body = self._head(
             torch.cat([correlation, reverse]),
             torch.cat([context_a, context_b]),
             torch.cat([context_b, context_a]),
+            carried(so_far, -so_far),
         )
         forward, backward = velocities.chunk(2)
-        return (forward - backward) / 2, sum(log_errors.chunk(2)) / 2, logits  # type: ignore[return-value]
+        log_error, log_error_back = log_errors.chunk(2)
+        return Found((forward - backward) / 2, (log_error + log_error_back) / 2, logits, body)
 
 
 def _first_half(step: Step) -> Step:
@@ -384,6 +418,7 @@ class MatchingAlignment(nn.Module):
         field_moving = field_fixed
         share_fixed, share_moving = _share(self.cfg.direction)
         log_error: Tensor | None = None
+        body: Tensor | None = None
         apart: Tensor | None = None  # half the difference of the two answers so far, voxels of the step's grid
         steps: list[Step] = []
         for name in self.cfg.steps:
@@ -399,7 +434,7 @@ class MatchingAlignment(nn.Module):
             else:
                 a = warp(a, field_fixed)
                 b = warp(b, field_moving)
-                velocity, log_error, logits = step(a, b)
+                velocity, log_error, logits, body = step(a, b, field_moving - field_fixed, body)
             if mirrored:
                 plain, mirror = velocity.chunk(2)
                 mirror = mirror_field(mirror)

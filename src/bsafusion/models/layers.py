@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -96,6 +98,49 @@ class TransformerBlock(nn.Module):
         tokens = tokens + self.project(attended)
         mlp: Tensor = self.mlp(self.norm_mlp(tokens))
         return tokens + mlp
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm cross-attention and MLP: the tokens ``B N C`` of one image look at those of another, ``B M C``.
+
+    Starts as the identity. ``positions`` (``N C`` and ``M C``) are seen by the attention alone.
+    """
+
+    def __init__(self, dim: int, heads: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, dim)
+        self.to_kv = nn.Linear(dim, 2 * dim)
+        self.project = nn.Linear(dim, dim)
+        self.norm_mlp = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, dim))
+        for last in (self.project, self.mlp[-1]):
+            nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+
+    def forward(self, tokens: Tensor, other: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
+        batch, count, dim = tokens.shape
+        q = self.to_q(self.norm_attention(tokens) + positions[0])
+        k, v = self.to_kv(self.norm_attention(other) + positions[1]).chunk(2, dim=-1)
+        q, k, v = (t.view(batch, -1, self.heads, dim // self.heads).transpose(1, 2) for t in (q, k, v))
+        # Written out, as in TransformerBlock.
+        weights = (q * (dim // self.heads) ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
+        tokens = tokens + self.project((weights @ v).transpose(1, 2).reshape(batch, count, dim))
+        mlp: Tensor = self.mlp(self.norm_mlp(tokens))
+        return tokens + mlp
+
+
+def wave_positions(shape: tuple[int, int], dim: int, like: Tensor) -> Tensor:
+    """Sines and cosines of a grid's coordinates, ``h w`` voxels -> ``hw dim``; wavelengths of 2 to 200 voxels."""
+    count = dim // 4
+    steps = torch.linspace(0, 1, count, dtype=torch.float32, device=like.device)
+    frequency = math.pi * 100.0**-steps
+    rows, columns = (torch.arange(n, dtype=torch.float32, device=like.device)[:, None] * frequency for n in shape)
+    rows = torch.cat([rows.sin(), rows.cos()], 1)[:, None].expand(-1, shape[1], -1)
+    columns = torch.cat([columns.sin(), columns.cos()], 1)[None].expand(shape[0], -1, -1)
+    waves = torch.cat([rows, columns], 2).flatten(0, 1)
+    return F.pad(waves, (0, dim - 4 * count)).to(like)
 
 
 def conv_norm_act(channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bsafusion.models.layers import TransformerBlock, resize
+from bsafusion.models.layers import CrossBlock, TransformerBlock, resize, wave_positions
 
 MODALITIES = ("mri", "ct", "pet", "spect")  # the classifier's classes, in the order of its logits
 
@@ -41,6 +41,7 @@ class RepresentationCfg:
         dim: channels of a token.
         transfer_per_modality: a transfer block for each side, as published, or one that both sides share.
         position_grid: side of the learned grid of position embeddings; 0 for none.
+        cross_blocks: after transfer, blocks by which the tokens of each image look at those of the other.
         inject: add the MFRH of each image to the tokens of the other.
     """
 
@@ -50,6 +51,7 @@ class RepresentationCfg:
     blocks: int = 2
     transfer_blocks: int = 2
     transfer_per_modality: bool = False
+    cross_blocks: int = 2
     position_grid: int = 0
     inject: bool = True
 
@@ -89,6 +91,7 @@ class ModalityRepresentation(nn.Module):
             for _ in range(1 + cfg.transfer_per_modality)
         ]
         self.transfer = nn.ModuleList(transfer)
+        self.cross = nn.ModuleList(CrossBlock(cfg.dim, cfg.heads, cfg.mlp_dim) for _ in range(cfg.cross_blocks))
         side = cfg.position_grid
         self.positions = nn.Parameter(torch.randn(1, cfg.dim, side, side) * 0.02) if side else None
 
@@ -119,6 +122,13 @@ class ModalityRepresentation(nn.Module):
         if self.training and self.judging:
             _, _, judged = self.judge(torch.cat([matched_fixed, matched_moving]))
             judge_logits = (judged[: len(fixed)], judged[len(fixed) :])
+
+        if self.cross:
+            positions = wave_positions(shape, self.cfg.dim, matched_fixed)
+            own = torch.cat([matched_fixed, matched_moving])
+            for block in self.cross:
+                own = block(own, torch.cat(own.chunk(2)[::-1]), (positions, positions))
+            matched_fixed, matched_moving = own.chunk(2)
 
         def as_map(t: Tensor) -> Tensor:
             return t.transpose(1, 2).reshape(len(t), -1, *shape)
