@@ -249,7 +249,7 @@ def measure(path: Path, name: str) -> None:
         for (split, draw), counts in PLAN.items():
             data = PairSet(read_pairs(path, split=split), side=SIDE)
             for one in draws(data, every, counts, draw):
-                out = model.network.predict(one.fixed, one.moving)
+                out = model.network.predict_alignment(one.fixed, one.moving)
                 evidence = measure_evidence(out, one.fixed[0, 0].numpy())
                 error = None
                 if one.known is not None and one.mask is not None:
@@ -273,7 +273,7 @@ def read_measured(sha256: str) -> list[Row]:
             row["kind"],
             row["name"],
             float(row["error"]) if row["error"] else None,
-            Evidence(**{name: float(row[name]) for name in NUMBERS}),
+            Evidence(**{name: float(row[name]) if row[name] else None for name in NUMBERS}),  # type: ignore[arg-type],
         )
         for row in rows
     ]

@@ -375,9 +375,10 @@ def test_another_seed_is_another_run(
 @pytest.mark.parametrize(
     ("parts", "trained"),
     [
-        ("alignment", ("encoder.levels.", "representation.", "alignment.")),
+        ("alignment", ("encoder.levels.", "representation.", "alignment.steps.", "alignment.descriptors.")),
         ("fusion", ("fusion.",)),
-        ("all", ("encoder.", "representation.", "alignment.", "fusion.")),
+        ("all", ("encoder.", "representation.", "alignment.steps.", "alignment.descriptors.", "fusion.")),
+        ("assessment", ("alignment.assessment.",)),
     ],
 )
 def test_only_the_named_parts_are_trained(
@@ -388,7 +389,14 @@ def test_only_the_named_parts_are_trained(
     before, after = initial(training_cfg), load_file(tmp_path / "last.safetensors")
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    stages = {"encoder.levels.", "representation.", "alignment.", "fusion."}
+    stages = {
+        "encoder.levels.",
+        "representation.",
+        "alignment.steps.",
+        "alignment.descriptors.",
+        "alignment.assessment.",
+        "fusion.",
+    }
     for stage in stages:
         names = {n for n in before if n.startswith(stage)}
         if stage.startswith(trained):
@@ -435,6 +443,28 @@ def test_a_run_starts_from_given_weights(
     after = load_file(tmp_path / "last.safetensors")
     assert torch.equal(after["encoder.levels.0.0.0.weight"], source["encoder.levels.0.0.0.weight"])
     assert not torch.equal(after["fusion.last.0.weight"], source["fusion.last.0.weight"])
+
+
+def test_a_larger_network_starts_with_the_answer_of_a_smaller_one(tmp_path: Path, training_cfg: BSAFusionCfg) -> None:
+    smaller = replace(
+        training_cfg,
+        representation=replace(training_cfg.representation, cross_blocks=0),
+        alignment=replace(training_cfg.alignment, carry=False, assessment=0),
+    )
+    source = BSAFusion(smaller)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    weights.save(
+        tmp_path, "small", source.state_dict(), preset="default", config=smaller.to_dict(), tasks=(), data="", steps=0
+    )
+    model = BSAFusion(training_cfg)
+    stays = start_from(model, str(tmp_path / "small.safetensors"))
+    assert all(name.startswith(("representation.cross.", "alignment.assessment.")) for name in stays)
+    pair = torch.rand(2, 1, 1, 65, 65)
+    expected, found = source.predict(*pair), model.predict(*pair)
+    torch.testing.assert_close(found.alignment.displacement, expected.alignment.displacement, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.fused, expected.fused, rtol=0, atol=1e-4)
 
 
 def test_without_a_validation_split_the_last_weights_count(

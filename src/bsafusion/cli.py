@@ -487,7 +487,7 @@ def train(
         typer.Option("--out", "-o", help="Folder of the run; resumed if it holds one.", show_default=False),
     ],
     preset: Annotated[str, typer.Option(help="default or paper.")] = "default",
-    parts: Annotated[str, typer.Option(help="all, alignment or fusion (the rest frozen).")] = "all",
+    parts: Annotated[str, typer.Option(help="all, alignment, fusion or assessment (the rest frozen).")] = "all",
     steps: Annotated[int, typer.Option(help="Optimizer steps of the whole run.")] = 20_000,
     batch: Annotated[int, typer.Option(help="Pairs a step, over all processes.")] = 8,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,

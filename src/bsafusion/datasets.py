@@ -234,7 +234,8 @@ def blur(image: Tensor, sigma: Tensor) -> Tensor:
 
 class Batch(NamedTuple):
     """Images ``B 1 H W`` in [0, 1]; ``truth`` is the moving image before ``known`` (``B 2 H W``) deformed it;
-    ``mask`` is 1 inside the head; modalities index ``MODALITIES``, -1 for a remapped contrast."""
+    ``mask`` is 1 inside the head; modalities index ``MODALITIES``, -1 for a remapped contrast; ``pair`` is each
+    sample's place in its :class:`PairSet`."""
 
     fixed: Tensor
     moving: Tensor
@@ -243,6 +244,7 @@ class Batch(NamedTuple):
     mask: Tensor
     modality_fixed: Tensor
     modality_moving: Tensor
+    pair: Tensor
 
 
 class PairSet:
@@ -387,6 +389,7 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
         mask=warp(mask, pose),
         modality_fixed=modality_fixed,
         modality_moving=modality_moving,
+        pair=chosen,
     )
 
 
@@ -419,4 +422,4 @@ def validation_batch(
     fields = [misalignment.draw(1, shape, torch.Generator().manual_seed(100_003 * draw + index)) for index in indices]
     known = torch.cat(fields).to(device)
     modality = data.modality_moving[chosen].to(device)
-    return Batch(fixed, warp(moving, known), moving, known, mask, torch.zeros_like(modality), modality)
+    return Batch(fixed, warp(moving, known), moving, known, mask, torch.zeros_like(modality), modality, chosen)

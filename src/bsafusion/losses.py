@@ -17,6 +17,7 @@ from torch import Tensor
 from bsafusion.deformation import identity_grid, invert, sample
 from bsafusion.fusion_losses import ssim
 from bsafusion.models.alignment import STEP_STRIDES, Alignment, Step
+from bsafusion.models.assessment import WORST
 from bsafusion.models.encoder import STRIDE
 from bsafusion.models.representation import Representation
 
@@ -40,12 +41,13 @@ class LossWeights:
     field: float = 1.0  # distance of every step's field from the known one, pixels
     match: float = 0.5  # cross-entropy of what the steps compare against the known partner
     error: float = 0.1  # likelihood of the expected-error map
+    assessment: float = 1.0  # the error that the assessment says, against the actual one
 
     @classmethod
     def published(cls) -> LossWeights:
         """The paper's own composite loss: no supervision by the known field."""
         ours = dict.fromkeys(
-            ("field", "match", "error", "edge", "visibility", "salience", "information", "fidelity"), 0.0
+            ("field", "match", "error", "assessment", "edge", "visibility", "salience", "information", "fidelity"), 0.0
         )
         return cls(ce1=1, ce2=1, consistency=1, smooth=1, gradient=8, intensity=0.5, **ours)  # 8: a plain Sobel kernel
 
@@ -217,6 +219,15 @@ def _window_match(step: Step, known: Tensor, mask: Tensor) -> Tensor:
     return _weighted_mean(cross_entropy, sample(mask, points) * inside)
 
 
+def _actual_error(alignment: Alignment, known: Tensor, mask: Tensor, *, every: int) -> tuple[Tensor, Tensor]:
+    """How far the field is off, and how much each place counts, at every so many pixels: ``B 1 h w`` twice."""
+    field = alignment.displacement.detach()
+    grid = identity_grid((field.shape[-2], field.shape[-1]), known)[..., ::every, ::every]
+    field = field[..., ::every, ::every]
+    actual = (field + sample(known, grid + field)).norm(dim=1, keepdim=True)
+    return actual, sample(mask, grid.expand(len(known), -1, -1, -1))
+
+
 def error_loss(alignment: Alignment, known: Tensor, mask: Tensor) -> Tensor:
     """Laplace likelihood of the field's actual error under ``expected_error``.
 
@@ -225,11 +236,20 @@ def error_loss(alignment: Alignment, known: Tensor, mask: Tensor) -> Tensor:
     if alignment.expected_error is None:
         return mask.sum() * 0
     every = 4  # pixels; both maps are smooth, all of them would only cost time
-    with torch.no_grad():
-        field = alignment.displacement
-        grid = identity_grid((field.shape[-2], field.shape[-1]), known)[..., ::every, ::every]
-        field = field[..., ::every, ::every]
-        actual = (field + sample(known, grid + field)).norm(dim=1, keepdim=True)
-        weight = sample(mask, grid.expand(len(known), -1, -1, -1))
+    actual, weight = _actual_error(alignment, known, mask, every=every)
     expected = alignment.expected_error[..., ::every, ::every].clamp(min=1e-2)
     return _weighted_mean(actual / expected + expected.log(), weight)
+
+
+def assessment_loss(alignment: Alignment, known: Tensor, mask: Tensor, hopeless: Tensor) -> Tensor:
+    """Huber distance of the logarithms of ``assessed_error`` and the mean error inside the head.
+
+    ``hopeless``: ``B``, bool, pairs that no field aligns; they count as off by :data:`WORST`.
+    """
+    if alignment.assessed_error is None:
+        raise ValueError("this network has no assessment; train the default preset with alignment.assessment above 0")
+    actual, weight = _actual_error(alignment, known, mask, every=4)
+    weight = (weight > 0.5).float()
+    mean = (actual * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1)
+    target = torch.where(hopeless, WORST, mean.clamp(0.1, WORST))
+    return F.smooth_l1_loss(alignment.assessed_error.log(), target.log(), beta=0.3)

@@ -557,6 +557,7 @@ def measure_evidence(out: Output | Matched, luma_fixed: Array, *, aligned_alread
         outside_share=float(outside[mask].float().mean()),
         similarity_low=None if after is None else float(np.percentile(after.numpy(), 10)),
         nonaffine_mean=_nonaffine_mean(displacement[0], mask),
+        assessed_error=None if alignment.assessed_error is None else float(alignment.assessed_error),
     )
 
 

@@ -50,6 +50,10 @@ def words(report: Mapping[str, Any]) -> list[Sentence]:
         sentences.append(
             ("Expected error", f"The network expects its field to be off by {error:.1f} px on average inside the head.")
         )
+    if (judged := known.get("assessed_error")) is not None:
+        sentences.append(
+            ("Judged error", f"Judged from the aligned pair as a whole, the field is off by {judged:.1f} px.")
+        )
     before, after = known.get("similarity_before"), known.get("similarity_after")
     if before is not None and after is not None:
         change = _change(before, after)

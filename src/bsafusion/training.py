@@ -26,17 +26,21 @@ from torch import Tensor
 from bsafusion import datasets, fusion_losses, losses, weights
 from bsafusion.datasets import MISALIGNMENTS, TASKS, Batch, Mix, PairSet
 from bsafusion.deformation import warp
+from bsafusion.failures import Doubtful, draw_doubtful
 from bsafusion.io import write_image, write_whole
 from bsafusion.losses import LossWeights
 from bsafusion.metrics import endpoint_error, summarise
 from bsafusion.models.bsafusion import PRESETS, BSAFusion, BSAFusionCfg, working_shape
 from bsafusion.optimizer import Muon
 
-Parts = Literal["all", "alignment", "fusion"]
+Parts = Literal["all", "alignment", "fusion", "assessment"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 FUSION_PARAMETERS = ("fusion.", "encoder.shallow.")
 """Names of the parameters that serve fusion alone."""
+
+ASSESSMENT_PARAMETERS = "alignment.assessment."
+"""Names of the parameters that judge a finished alignment."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class TrainingCfg:
     """Options of a run.
 
     Attributes:
-        parts: what is trained: ``alignment`` (encoder, MDF-FR, BSFA), ``fusion`` (MMFF alone) or ``all``.
+        parts: what is trained: ``alignment`` (encoder, MDF-FR, BSFA), ``fusion`` (MMFF alone), both (``all``), or the
+            ``assessment`` of an alignment that was trained before.
         steps: optimizer steps; ``batch`` pairs each, over all processes.
         optimizer: ``muon`` (see ``optimizer``) or ``adamw``.
         lr: peak learning rate, reached after ``warmup`` steps, then a cosine down to ``lr / 100``.
@@ -153,22 +158,47 @@ def mean_over_processes(value: Tensor) -> float:
 # --- one step -------------------------------------------------------------------------------------
 
 
+def is_trained(name: str, parts: Parts) -> bool:
+    """Whether the parameter of this name learns in a run of ``parts``."""
+    if name.startswith("representation.judge."):
+        return False
+    if name.startswith(ASSESSMENT_PARAMETERS):
+        return parts == "assessment"
+    return parts in ("all", "fusion" if name.startswith(FUSION_PARAMETERS) else "alignment")
+
+
 class Objective:
-    """The named loss terms of a batch; remembers ``mu``, the balance of the two structural terms."""
+    """The named loss terms of a batch; remembers ``mu``, the balance of the two structural terms.
+
+    Raises:
+        ValueError: the assessment is to be trained of a network that has none.
+    """
 
     def __init__(self, model: BSAFusion, cfg: TrainingCfg) -> None:
         self.model, self.cfg, self.mu = model, cfg, 1.0
         self.wanted = losses.active(cfg.weights)
         model.representation.judging = "ce2" in self.wanted
+        if cfg.parts == "assessment":
+            model.alignment.start_assessing()
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The precision of the run."""
+        bfloat16 = self.cfg.precision == "bfloat16" or (self.cfg.precision == "auto" and device.type == "cuda")
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
+
+    def assess(self, doubtful: Doubtful) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The term of the assessment; of figures there are none."""
+        batch = doubtful.batch
+        with self.autocast(batch.fixed.device):
+            alignment = self.model.match(batch.fixed, batch.moving).alignment
+        return {"assessment": losses.assessment_loss(alignment, batch.known, batch.mask, doubtful.hopeless)}, {}
 
     def __call__(self, batch: Batch, *, truly_aligned: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Terms to be weighted and summed, and figures to be shown."""
         cfg, model = self.cfg, self.model
-        device = batch.fixed.device
-        bfloat16 = cfg.precision == "bfloat16" or (cfg.precision == "auto" and device.type == "cuda")
-        fusing, aligning = cfg.parts != "alignment", cfg.parts != "fusion"
+        fusing, aligning = cfg.parts in ("all", "fusion"), cfg.parts in ("all", "alignment")
         moving = batch.truth if truly_aligned else batch.moving
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        with self.autocast(batch.fixed.device):
             with contextlib.nullcontext() if aligning else torch.no_grad():
                 matched = model.match(batch.fixed, moving)
             alignment = matched.alignment
@@ -219,6 +249,21 @@ class Objective:
             if name in wanted:
                 terms[name] = getattr(fusion_losses, f"{name}_loss")(fused, *sources)
         return terms
+
+
+def one_step(
+    objective: Objective, data: PairSet, size: int, step: int, generator: torch.Generator
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Draw what a step sees, and what the objective says of it."""
+    cfg, device = objective.cfg, generator.device
+    if cfg.parts == "assessment":  # whole pictures: what is judged is the result as a user gets it
+        return objective.assess(draw_doubtful(data, size, cfg.mix, generator, device=device))
+    batch = datasets.draw_batch(data, size, cfg.mix, generator, device=device)
+    if cfg.crop:
+        batch = datasets.crop_batch(batch, cfg.crop, generator)
+    objective.model.representation.refresh_judge()
+    truly = cfg.parts == "fusion" and step % 100 < 100 * cfg.aligned_share
+    return objective(batch, truly_aligned=truly)
 
 
 # --- validation -----------------------------------------------------------------------------------
@@ -276,6 +321,20 @@ def fusion_score(objective: Objective, data: PairSet, *, device: torch.device) -
         out = model.predict(b.fixed, b.moving)
         shown = b.truth if objective.cfg.fusion_reference == "truth" else out.aligned
         values.append(losses.total_loss(objective.fusion_terms(out.fused, b.fixed, shown), objective.cfg.weights))
+    model.train(was_training)
+    return float(torch.stack(values).mean())
+
+
+@torch.inference_mode()
+def assessment_score(objective: Objective, data: PairSet, *, device: torch.device, batches: int = 24) -> float:
+    """The assessment's loss on fixed draws of validation pairs, spoilt like those of training; smaller is better."""
+    model, cfg = objective.model, objective.cfg
+    was_training = model.training
+    model.eval()
+    values = []
+    for index in range(batches):
+        doubtful = draw_doubtful(data, 8, cfg.mix, step_generator(0, index, 0, device), device=device)
+        values.append(objective.assess(doubtful)[0]["assessment"])
     model.train(was_training)
     return float(torch.stack(values).mean())
 
@@ -340,10 +399,21 @@ def load_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimiz
 
 
 def start_from(model: BSAFusion, path: str) -> list[str]:
-    """Fill what fits from another weight file (a stage trained before); returns what stays as drawn."""
+    """Fill what fits from another weight file (a stage trained before); returns what stays as drawn.
+
+    A layer that sees more channels than it did there gives the new ones, the last, no weight.
+    """
     source, _ = weights.load(path)
     mine, theirs = model.state_dict(), source.state_dict()
-    fitting = {k: v for k, v in theirs.items() if k in mine and mine[k].shape == v.shape}
+    fitting = {}
+    for name, values in theirs.items():
+        wanted = mine[name].shape if name in mine else None
+        if wanted == values.shape:
+            fitting[name] = values
+        elif wanted is not None and values.dim() > 1 and len(wanted) == values.dim():
+            more = wanted[1] - values.shape[1]
+            if more > 0 and (wanted[0], *wanted[2:]) == (values.shape[0], *values.shape[2:]):
+                fitting[name] = torch.cat([values, values.new_zeros(wanted[0], more, *wanted[2:])], dim=1)
     model.load_state_dict({**mine, **fitting})
     return sorted(set(mine) - set(fitting))
 
@@ -396,9 +466,7 @@ def train(
             start_from(model, init)
         model = model.to(where).train()
         for name, parameter in model.named_parameters():
-            for_fusion = name.startswith(FUSION_PARAMETERS)
-            wanted = cfg.parts == "all" or (cfg.parts == "fusion") == for_fusion
-            parameter.requires_grad_(wanted and not name.startswith("representation.judge."))
+            parameter.requires_grad_(is_trained(name, cfg.parts))
         parameters = [p for p in model.parameters() if p.requires_grad]
         method = {"muon": Muon, "adamw": torch.optim.AdamW}[cfg.optimizer]
         optimizer: torch.optim.Optimizer = method(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay)
@@ -445,12 +513,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, cfg)
             generator = step_generator(cfg.seed, step, rank, where)
-            batch = datasets.draw_batch(data, cfg.batch // world, cfg.mix, generator, device=where)
-            if cfg.crop:
-                batch = datasets.crop_batch(batch, cfg.crop, generator)
-            model.representation.refresh_judge()
-            truly = cfg.parts == "fusion" and step % 100 < 100 * cfg.aligned_share
-            terms, figures = objective(batch, truly_aligned=truly)
+            terms, figures = one_step(objective, data, cfg.batch // world, step, generator)
             loss = losses.total_loss(terms, cfg.weights)
             if not bool(torch.isfinite(loss)):
                 raise FloatingPointError(f"the loss is {float(loss.detach())} at step {step}; resume with a smaller lr")
@@ -472,12 +535,14 @@ def train(
                     board.log("train", step, figures)
                 if val is not None and (step % cfg.validate_every == 0 or step == cfg.steps):
                     measured, score = {}, 0.0
-                    if cfg.parts != "fusion":
+                    if cfg.parts in ("all", "alignment"):
                         measured = validate(model, val, cfg.suites, device=where)
                         score = alignment_score(measured)
-                    if cfg.parts != "alignment":
+                    if cfg.parts in ("all", "fusion"):
                         measured["fusion_loss"] = fusion_score(objective, val, device=where)
                         score = score + measured["fusion_loss"]
+                    if cfg.parts == "assessment":
+                        score = measured["assessment_loss"] = assessment_score(objective, val, device=where)
                     board.log("val", step, measured)
                     board.picture(step, picture_grid(model, val, device=where))
                     if score < best:

@@ -24,13 +24,14 @@ OFF = 5.0 / 256
 NOT_FOR_ALIGNMENT = ("fusion.", "encoder.shallow.", "representation.judge.")
 """Names of the parameters that no field depends on."""
 
-LENGTHS = ("expected_error", "nonaffine_mean")
+LENGTHS = ("expected_error", "assessed_error", "nonaffine_mean")
 """Pixels in the evidence; compared as if the longer side had 256."""
 
 SAID = {
     "similarity_after": ("descriptor similarity", ".2f"),
     "similarity_low": ("descriptor similarity that a tenth of the head falls short of", ".2f"),
     "expected_error": ("expected error", ".1f px"),
+    "assessed_error": ("error as judged from the aligned pair", ".1f px"),
     "nonaffine_mean": ("deformation beyond an affine map", ".1f px"),
 }
 """How a number of the evidence is called in a reason, and how it is printed."""

@@ -25,12 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bsafusion.deformation import affine_field, compose, identity_grid, integrate, invert, resize_field, warp
+from bsafusion.models.assessment import RADIUS, Assessment
 from bsafusion.models.encoder import STRIDE, Features
 from bsafusion.models.layers import ResidualBlock, conv_norm_act, resize
 from bsafusion.models.representation import Representation
 
 Direction = Literal["both", "forward", "reverse"]
 SIMILARITY_STRIDE = 4  # of the descriptors whose likeness is reported
+ASSESSMENT_STRIDES = (8, 16)  # of the descriptors by which the whole result is judged
 STEP_STRIDES = {"affine": STRIDE, "1/16": 16, "1/8": 8, "1/4": 4, "1/2": 2, "1/1": 1}
 
 
@@ -73,9 +75,10 @@ class Alignment(NamedTuple):
     ``expected_error``: ``B 1 H W``, pixels, the network's own estimate of how far the field is off.
     ``similarity``: ``B 1 H W`` twice, the cosine of the images' descriptors at each pixel before and after
     alignment (in evaluation mode only). ``disagreement``: ``B 1 H W``, pixels, how far the answers for the images
-    and for their mirror images are from their mean, where both were asked (``mirrored``). The attention preset has
-    none of them. ``refined``: the objective of a refinement before and after, ``B``, where there was one. ``steps``
-    stay on their own grids.
+    and for their mirror images are from their mean, where both were asked (``mirrored``). ``assessed_error``: ``B``,
+    pixels, the mean error inside the head as judged from the aligned pair, where weights were trained to (see
+    ``assessment``). The attention preset has none of them. ``refined``: the objective of a refinement before and
+    after, ``B``, where there was one. ``steps`` stay on their own grids.
     """
 
     displacement: Tensor
@@ -84,6 +87,7 @@ class Alignment(NamedTuple):
     expected_error: Tensor | None = None
     similarity: tuple[Tensor, Tensor] | None = None
     disagreement: Tensor | None = None
+    assessed_error: Tensor | None = None
     refined: tuple[Tensor, Tensor] | None = None
 
 
@@ -103,6 +107,7 @@ class AlignmentCfg:
         radius: of the local correlation window, in voxels of the step's grid, likewise (matching only).
         squarings: of each local step, taken as a velocity field to integrate; with 0 it is a displacement
             (matching only).
+        assessment: channels of the head that judges the result as a whole; 0 for none (matching only).
         carry: each step sees the field so far and what the local step before it made of its matches (matching only).
     """
 
@@ -117,6 +122,7 @@ class AlignmentCfg:
     radius: tuple[int, ...] = (0, 3, 3, 3, 2, 1)
     squarings: int = 0
     carry: bool = True
+    assessment: int = 32
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.steps) <= 5 or any(s not in STEP_STRIDES for s in self.steps):
@@ -142,10 +148,14 @@ class AlignmentCfg:
         if self.kind == "matching":
             if "1/1" in self.steps:
                 raise ValueError(f"steps {self.steps}: matching has no descriptors at 1/1; expected steps down to 1/2")
-            widths = [self.descriptors, *(self.of(self.hidden, s) for s in self.steps if s != "affine")]
+            widths = [
+                self.descriptors,
+                *([self.assessment] if self.assessment else []),
+                *(self.of(self.hidden, s) for s in self.steps if s != "affine"),
+            ]
             if any(w < 8 or w % 8 for w in widths):
                 raise ValueError(
-                    f"descriptors and hidden {widths}: expected multiples of 8, the size of a norm's group"
+                    f"descriptors, assessment and hidden {widths}: expected multiples of 8, the size of a norm's group"
                 )
 
     @staticmethod
@@ -398,6 +408,10 @@ class MatchingAlignment(nn.Module):
                 for name in cfg.steps
             }
         )
+        compared = [s for s in ASSESSMENT_STRIDES if s in self.descriptors.strides]
+        judging = cfg.assessment and len(cfg.steps) > ("affine" in cfg.steps)  # the affine step expects no error
+        self.assessment = Assessment(compared, cfg.assessment) if judging else None
+        self.assessing = False  # in training; on where the assessment is what is trained
 
     def forward(
         self,
@@ -472,6 +486,9 @@ class MatchingAlignment(nn.Module):
             alignment = alignment._replace(expected_error=pixels(log_error.exp()))
         if apart is not None:
             alignment = alignment._replace(disagreement=pixels(apart.norm(dim=1, keepdim=True)))
+        if self.assessment is not None and (self.assessing or (not self.training and bool(self.assessment.trained))):
+            error = self._assess(self.assessment, descriptors_fixed, descriptors_moving, alignment)
+            alignment = alignment._replace(assessed_error=error)
         if not self.training:
             stride = min(descriptors_fixed, key=lambda s: abs(s - SIMILARITY_STRIDE))
             a, b = descriptors_fixed[stride].float(), descriptors_moving[stride].float()
@@ -479,6 +496,27 @@ class MatchingAlignment(nn.Module):
             before, after = ((a * t).sum(1, keepdim=True) for t in (b, warp(b, field)))
             alignment = alignment._replace(similarity=(resize(before, shape), resize(after, shape)))
         return alignment
+
+    def start_assessing(self) -> None:
+        """From now on the assessment speaks, in training, too; it is what is trained."""
+        if self.assessment is None:
+            raise ValueError("this network has no assessment; set alignment.assessment above 0, with a local step")
+        self.assessing = True
+        self.assessment.trained.fill_(1)
+
+    @staticmethod
+    def _assess(
+        assessment: Assessment, fixed: dict[int, Tensor], moving: dict[int, Tensor], alignment: Alignment
+    ) -> Tensor:
+        """The mean error that the head says, from the descriptors of both images and the field between them."""
+        correlations, field = {}, alignment.displacement.detach()
+        for stride in assessment.strides:
+            a, b = fixed[stride].detach().float(), moving[stride].detach().float()
+            aligned = warp(b, resize_field(field, shape=(a.shape[-2], a.shape[-1])))
+            correlations[stride] = local_correlation(a, aligned, RADIUS)
+        assert alignment.expected_error is not None
+        error: Tensor = assessment(correlations, alignment.expected_error.detach(), field)
+        return error
 
 
 # --- as published: attention ----------------------------------------------------------------------
@@ -592,6 +630,9 @@ class AttentionAlignment(nn.Module):
             total = totals["moving"] - totals["fixed"]
             steps.append(Step(name, zero, total, total - before, None, (zero, before)))
         return between_images(tuple(steps), shape)[0]
+
+    def start_assessing(self) -> None:
+        raise ValueError("the attention preset has no assessment to train; leave this part out")
 
 
 def build_alignment(cfg: AlignmentCfg, widths: dict[int, int]) -> MatchingAlignment | AttentionAlignment:

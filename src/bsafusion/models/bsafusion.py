@@ -210,6 +210,7 @@ class BSAFusion(nn.Module):
     def _to_full(self, alignment: Alignment, shape: tuple[int, int]) -> Alignment:
         scale = (shape[0] - 1) / (self._working_shape(shape)[0] - 1)
         error, similarity, apart = alignment.expected_error, alignment.similarity, alignment.disagreement
+        assessed = alignment.assessed_error
 
         def image(x: Tensor) -> Tensor:
             return resize(self._crop(x, shape), shape)
@@ -219,6 +220,7 @@ class BSAFusion(nn.Module):
             inverse=resize_field(self._crop(alignment.inverse, shape), shape=shape),
             expected_error=None if error is None else image(error) * scale,
             disagreement=None if apart is None else image(apart) * scale,
+            assessed_error=None if assessed is None else assessed * scale,
             similarity=None if similarity is None else (image(similarity[0]), image(similarity[1])),
         )
 
