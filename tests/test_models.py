@@ -467,7 +467,7 @@ def test_steps_that_cannot_run_are_refused(options: dict[str, Any]) -> None:
 
 
 def small_representation(**options: Any) -> ModalityRepresentation:
-    cfg = RepresentationCfg(dim=16, heads=2, mlp_dim=16, blocks=1, transfer_blocks=1, **options)
+    cfg = RepresentationCfg(dim=16, heads=2, mlp_dim=16, blocks=1, transfer_blocks=1, **{"cross_blocks": 2} | options)
     return ModalityRepresentation(cfg)
 
 

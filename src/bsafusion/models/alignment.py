@@ -121,8 +121,8 @@ class AlignmentCfg:
     descriptors: int = 32
     radius: tuple[int, ...] = (0, 3, 3, 3, 2, 1)
     squarings: int = 0
-    carry: bool = True
-    assessment: int = 32
+    carry: bool = False
+    assessment: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.steps) <= 5 or any(s not in STEP_STRIDES for s in self.steps):

@@ -69,7 +69,10 @@ class BSAFusionCfg:
 
 def default() -> BSAFusionCfg:
     """Ours: what a user gets."""
-    return BSAFusionCfg()
+    # What came after the first weights is off unless a record says otherwise, so that those can still be read.
+    return BSAFusionCfg(
+        representation=RepresentationCfg(cross_blocks=2), alignment=AlignmentCfg(carry=True, assessment=32)
+    )
 
 
 def paper() -> BSAFusionCfg:
@@ -77,9 +80,7 @@ def paper() -> BSAFusionCfg:
     return BSAFusionCfg(
         preset="paper",
         encoder=EncoderCfg(kind="restormer", shallow=8, widths=(256,)),
-        representation=RepresentationCfg(
-            dim=256, mlp_dim=256, transfer_per_modality=True, cross_blocks=0, position_grid=17
-        ),
+        representation=RepresentationCfg(dim=256, mlp_dim=256, transfer_per_modality=True, position_grid=17),
         alignment=AlignmentCfg(
             kind="attention",
             steps=("1/16", "1/8", "1/4", "1/2", "1/1"),
