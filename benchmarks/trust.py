@@ -66,8 +66,8 @@ PLAN: dict[tuple[str, int], dict[str, int]] = {
         "noise": 6, "elastic": 40,
     },
     ("val", 1): {
-        "paper": 60, "rigid": 24, "large": 45, "unrelated": 30, "same level": 12, "half cut": 12, "unseen": 10,
-        "photograph": 6, "noise": 4, "elastic": 20,
+        "paper": 60, "rigid": 60, "large": 60, "unrelated": 30, "same level": 12, "half cut": 12, "unseen": 20,
+        "photograph": 6, "noise": 4, "elastic": 40,
     },
     ("val", 2): {
         "paper": 60, "rigid": 60, "large": 60, "unrelated": 60, "same level": 30, "half cut": 30, "unseen": 20,

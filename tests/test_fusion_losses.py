@@ -62,6 +62,8 @@ def test_image_losses_by_hand() -> None:
     ssim = (2 * 0.25 * 0.75 + c1) / (0.25**2 + 0.75**2 + c1)  # of two flat images
     assert float(fusion_losses.structure_loss(low, low, high, mu=3)) == pytest.approx(3 * (1 - ssim))
     assert float(fusion_losses.intensity_loss(low, low, high)) == pytest.approx(0.5)
+    for fused, expected in ((high, 0), (high - 0.15, 0), (high - 0.3, 1), (low, (0.35 / 0.15) ** 2)):
+        assert float(fusion_losses.highlight_loss(fused, low, high)) == pytest.approx(expected, abs=1e-9)
     ramp = identity_grid(SHAPE, texture())[1][None, None] / 100
     # The fused image is flat, the larger slope 0.02; at the first and last column the repeated border halves it.
     expected = 0.02 * (SHAPE[1] - 1) / SHAPE[1]

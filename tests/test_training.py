@@ -41,7 +41,7 @@ from bsafusion.training import (
 )
 
 CPU = torch.device("cpu")
-EVERY_TERM = tuple(f.name for f in fields(LossWeights))
+EVERY_TERM = tuple(f.name for f in fields(LossWeights) if f.name != "assessment")  # that one comes alone
 SHORT = TrainingCfg(
     steps=6,
     batch=2,
@@ -159,7 +159,20 @@ def test_a_term_of_weight_zero_is_not_there(held_out: PairSet, training_cfg: BSA
     ("parts", "expected"),
     [
         ("alignment", {"ce1", "ce2", "consistency", "smooth", "field", "match", "error"}),
-        ("fusion", {"structure", "gradient", "intensity", "edge", "visibility", "salience", "information", "fidelity"}),
+        (
+            "fusion",
+            {
+                "structure",
+                "gradient",
+                "intensity",
+                "highlight",
+                "edge",
+                "visibility",
+                "salience",
+                "information",
+                "fidelity",
+            },
+        ),
     ],
 )
 def test_each_part_has_its_terms(parts: Any, expected: set[str], held_out: PairSet, training_cfg: BSAFusionCfg) -> None:

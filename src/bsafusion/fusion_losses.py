@@ -91,6 +91,20 @@ def intensity_loss(fused: Tensor, fixed: Tensor, moving: Tensor) -> Tensor:
     return (fused - torch.maximum(fixed, moving)).abs().mean()
 
 
+DIMMER = 0.15
+"""How much darker than the brighter source a pixel of the fused image may be at no cost in :func:`highlight_loss`."""
+
+
+def highlight_loss(fused: Tensor, fixed: Tensor, moving: Tensor) -> Tensor:
+    """What is bright in either source stays bright: a small calcification, a haemorrhage, uptake.
+
+    The mean square of what the fused image lacks of the brighter source beyond :data:`DIMMER`, in units of its square;
+    squares, because a few pixels that lack much count more than many that lack little.
+    """
+    lack = F.relu(torch.maximum(fixed, moving) - fused - DIMMER) / DIMMER
+    return lack.square().mean()
+
+
 # --- the measures ---------------------------------------------------------------------------------
 
 

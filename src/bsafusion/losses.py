@@ -33,6 +33,7 @@ class LossWeights:
     structure: float = 1.0  # (1 - SSIM) of fused against both sources
     gradient: float = 0.0  # Sobel magnitude of fused against the larger of the sources'
     intensity: float = 0.0  # fused against the larger of the sources
+    highlight: float = 0.0  # what is bright in either source and dark in the fused image
     edge: float = 2.0  # 1 - Q_AB/F
     visibility: float = 0.2  # log(1 + Q_CV / 100)
     salience: float = 1.0  # 1 - Q_S

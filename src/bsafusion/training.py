@@ -245,7 +245,7 @@ class Objective:
                 self.mu = 0.999 * self.mu + 0.001 * min(max(ratio, 0.2), 5.0)
         if {"information", "fidelity"} & wanted:
             terms["information"], terms["fidelity"] = fusion_losses.information_losses(fused, *sources)
-        for name in ("gradient", "intensity", "edge", "visibility", "salience"):
+        for name in ("gradient", "intensity", "highlight", "edge", "visibility", "salience"):
             if name in wanted:
                 terms[name] = getattr(fusion_losses, f"{name}_loss")(fused, *sources)
         return terms
