@@ -496,6 +496,7 @@ def train(
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     init: Annotated[str | None, typer.Option(help="Weights to start from.")] = None,
     until: Annotated[int | None, typer.Option(help="Stop after this step; run again to go on.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes; run again to go on.")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -541,7 +542,17 @@ def train(
                 if not console.is_terminal and step % cfg.log_every == 0:
                     console.print(f"step {step}/{steps}  {line}", highlight=False, soft_wrap=True)
 
-            best = run(pairs, out, model_cfg=model_cfg, cfg=cfg, device=device, init=init, on_step=show, until=until)
+            best = run(
+                pairs,
+                out,
+                model_cfg=model_cfg,
+                cfg=cfg,
+                device=device,
+                init=init,
+                on_step=show,
+                until=until,
+                minutes=minutes,
+            )
         if not quiet:
             typer.echo(str(best))
 

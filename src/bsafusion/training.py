@@ -155,6 +155,11 @@ def mean_over_processes(value: Tensor) -> float:
     return float(value)
 
 
+def any_process(value: bool, device: torch.device) -> bool:
+    """Whether it holds on any process, the same answer on each."""
+    return mean_over_processes(torch.tensor(float(value), device=device)) > 0
+
+
 # --- one step -------------------------------------------------------------------------------------
 
 
@@ -433,6 +438,7 @@ def train(
     init: str | None = None,
     on_step: Report | None = None,
     until: int | None = None,
+    minutes: float | None = None,
 ) -> Path:
     """Train on ``split == train`` of a pairs CSV, validate on ``val``, keep the best weights.
 
@@ -444,6 +450,7 @@ def train(
         init: weights to start from.
         on_step: called after every step with the step's number and its figures.
         until: stop (with a checkpoint) after this step; the schedule still runs to ``cfg.steps``.
+        minutes: stop likewise, at the end of the step in which they are over.
 
     Returns:
         The path of the best weights, or of the last ones where there is no validation split.
@@ -523,6 +530,8 @@ def train(
             torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
             optimizer.step()
             step += 1
+            if minutes is not None and any_process(time.perf_counter() - started > 60 * minutes, where):
+                last = step
             if board is not None:
                 figures |= {name: float(term.detach()) for name, term in terms.items()}
                 figures |= {
