@@ -50,7 +50,7 @@ ALIGNMENT = (
     "model.alignment.carry=false",
 )
 """Options of every alignment run, chosen so that the budget suffices to see the network learn. The network is the
-simplest one that aligns: what came later is a variant (``ablation_context.py``)."""
+simplest one that aligns: what came after these runs is off."""
 
 
 @dataclass(frozen=True)

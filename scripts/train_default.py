@@ -6,7 +6,7 @@ Every stage starts from the best weights of the one before and is kept in a fold
 call ends in time, with a checkpoint; the same command goes on from there. When all is trained, RUN/summary.json tells
 the mean endpoint errors on ``val`` (pixels, one draw with a fixed seed) of the weights it started from and of its own,
 and RUN/default.safetensors holds the result. The options are those of the last runs of the shipped weights
-(docs/training.md).
+(docs/training.md); fusion has half of their weight on highlights, because nothing is averaged here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ STAGES = {
         steps=5800,
         lr=1.5e-3,
         warmup=100,
-        crop=208,
         validate_every=1500,
         mix=Mix(
             own_contrast=0.1,
@@ -55,7 +54,9 @@ STAGES = {
         crop=208,
         validate_every=130,
         mix=ONLY_PAPER,
-        weights=LossWeights(information=1.7, fidelity=0.9, structure=1.6, visibility=0.45, edge=3.0, intensity=2.0),
+        weights=LossWeights(
+            information=1.7, fidelity=0.9, structure=1.6, visibility=0.45, edge=3.0, intensity=2.0, highlight=7.0
+        ),
     ),
     "assessment": TrainingCfg(
         parts="assessment",

@@ -28,7 +28,6 @@ FILES = (
     "ablation_direction",
     "ablation_steps",
     "ablation_velocity",
-    "ablation_context",
     "ablation_fusion_blocks",
 )
 SMALL = (
