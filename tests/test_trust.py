@@ -47,6 +47,27 @@ def probability(evidence: Evidence, side: int = SIDE, calibration: Calibration =
 # --- the number ---
 
 
+def test_the_assessed_error_counts_by_its_logarithm() -> None:
+    calibration = Calibration(
+        alignment_sha256="ab",
+        usual={"assessed_error": math.log(2.0)},
+        spread={"assessed_error": math.log(2.0)},
+        weight={"assessed_error": 1.0},
+        bias=0.0,
+        threshold=0.5,
+        origin="made up",
+    )
+    for error, side, odds in ((2.0, SIDE, 0), (4.0, SIDE, 1), (1.0, SIDE, -1), (8.0, 2 * SIDE, 1)):
+        evidence = asdict(replace(USUAL, assessed_error=error))
+        assert probability(replace(USUAL, assessed_error=error), side, calibration) == pytest.approx(
+            1 / (1 + math.exp(-odds))
+        )
+    reason = calibration.reason(evidence, 2 * SIDE)
+    assert reason is not None
+    assert "error as judged from the aligned pair 8.0 px (usual: 4.0)" in reason
+    assert calibration.probability(asdict(USUAL), SIDE) is None
+
+
 def test_where_all_is_usual_the_bias_alone_decides() -> None:
     assert probability(USUAL) == pytest.approx(1 / (1 + math.e))
 

@@ -547,15 +547,18 @@ def measure_evidence(out: Output | Matched, luma_fixed: Array, *, aligned_alread
 
     before, after = map(inside, alignment.similarity or (None, None))
     after = None if aligned_already else after
+    low = None if after is None else float(np.percentile(after.numpy(), 10))
+    mean_after = mean(after)
     return Evidence(
         similarity_before=mean(before),
-        similarity_after=mean(after),
+        similarity_after=mean_after,
         expected_error=mean(inside(alignment.expected_error)),
         displacement_mean=float(size[mask].mean()),
         displacement_max=float(size[mask].max()),
         folded_share=float((jacobian_determinant(displacement) <= 0).float().mean()),
         outside_share=float(outside[mask].float().mean()),
-        similarity_low=None if after is None else float(np.percentile(after.numpy(), 10)),
+        similarity_low=low,
+        similarity_spread=None if mean_after is None or low is None else mean_after - low,
         nonaffine_mean=_nonaffine_mean(displacement[0], mask),
         assessed_error=None if alignment.assessed_error is None else float(alignment.assessed_error),
     )

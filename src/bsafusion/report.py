@@ -42,6 +42,7 @@ class Evidence:
         folded_share: share of all pixels with a Jacobian determinant of at most 0.
         outside_share: share of the head whose partner lies outside the moving frame.
         similarity_low: 10th percentile of the similarity after alignment, None where there is none.
+        similarity_spread: how far the mean similarity after alignment is above that.
         nonaffine_mean: mean size of what is left of the field after the affine map that fits it best.
         assessed_error: the mean error as judged from the aligned pair as a whole, at most 12 px of the working size
             (:mod:`bsafusion.models.assessment`); None where the weights were not trained to.
@@ -55,6 +56,7 @@ class Evidence:
     folded_share: float
     outside_share: float
     similarity_low: float | None = None
+    similarity_spread: float | None = None
     nonaffine_mean: float = 0.0
     assessed_error: float | None = None
 

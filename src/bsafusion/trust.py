@@ -27,8 +27,12 @@ NOT_FOR_ALIGNMENT = ("fusion.", "encoder.shallow.", "representation.judge.")
 LENGTHS = ("expected_error", "assessed_error", "nonaffine_mean")
 """Pixels in the evidence; compared as if the longer side had 256."""
 
+LOGARITHMS = ("assessed_error",)
+"""What is compared by its logarithm: twice as much counts alike everywhere."""
+
 SAID = {
     "similarity_after": ("descriptor similarity", ".2f"),
+    "similarity_spread": ("mean descriptor similarity above that by", ".2f"),
     "similarity_low": ("descriptor similarity that a tenth of the head falls short of", ".2f"),
     "expected_error": ("expected error", ".1f px"),
     "assessed_error": ("error as judged from the aligned pair", ".1f px"),
@@ -37,13 +41,20 @@ SAID = {
 """How a number of the evidence is called in a reason, and how it is printed."""
 
 
+def compared(name: str, value: float, longer_side: int) -> float:
+    """A number of the evidence as calibrations compare it: see :data:`LENGTHS` and :data:`LOGARITHMS`."""
+    scaled = value * 256 / longer_side if name in LENGTHS else value
+    return math.log(max(scaled, 0.01)) if name in LOGARITHMS else scaled
+
+
 @dataclass(frozen=True)
 class Calibration:
     """A logistic regression and the probability from which a result is ``suspect``.
 
     Attributes:
         alignment_sha256: of the parameters it was fitted for, see :func:`alignment_sha256`.
-        usual: mean of each number of the evidence over right results; lengths in pixels at a longer side of 256.
+        usual: mean of each number of the evidence over right results; lengths in pixels at a longer side of 256, the
+            mean of logarithms for :data:`LOGARITHMS`.
         spread: its standard deviation.
         weight: log odds of a wrong result for each ``spread`` above ``usual``.
         bias: log odds of a wrong result where everything is usual.
@@ -79,8 +90,7 @@ class Calibration:
             value = evidence[name]
             if value is None:
                 return None
-            scaled = value * 256 / longer_side if name in LENGTHS else value
-            parts[name] = weight * (scaled - self.usual[name]) / self.spread[name]
+            parts[name] = weight * (compared(name, value, longer_side) - self.usual[name]) / self.spread[name]
         return parts
 
     def probability(self, evidence: Mapping[str, float | None], longer_side: int) -> float | None:
@@ -107,7 +117,8 @@ class Calibration:
     def _fact(self, name: str, value: float | None, longer_side: int) -> str:
         phrase, form = SAID[name]
         number, _, unit = form.partition(" ")
-        usual = self.usual[name] * (longer_side / 256 if name in LENGTHS else 1)
+        usual = math.exp(self.usual[name]) if name in LOGARITHMS else self.usual[name]
+        usual *= longer_side / 256 if name in LENGTHS else 1
         return f"{phrase} {value:{number}}{f' {unit}' if unit else ''} (usual: {usual:{number}})"
 
     def to_json(self) -> str:
