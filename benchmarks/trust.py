@@ -55,7 +55,8 @@ of the expected error, size and roughness of the whole field, entropy of the mat
 information, correlation of edges, the modality classifier's logits."""
 RIDGE = 1.0  # of the weights per spread: keeps them finite where classes separate
 FALSE_ALARMS = 0.05
-"""Share of the right results of ``paper``, on the draws that choose the threshold, that it may flag."""
+"""How many results of ``paper`` may be flagged though they are right, as a share of the suite; on the draws that choose
+the threshold."""
 
 CPU = torch.device("cpu")
 PHOTOGRAPHS = (
@@ -299,14 +300,13 @@ def regress(values: NDArray[np.float64], wrong: NDArray[np.bool_]) -> tuple[NDAr
     return best[1:], float(best[0])
 
 
-def lowest_threshold(right: Sequence[float], alarms: float) -> float:
-    """The lowest probability from which results are suspect that flags at most the share ``alarms`` of the ``right``.
+def lowest_threshold(right: Sequence[float], alarms: int) -> float:
+    """The lowest probability from which results are suspect that flags no more than ``alarms`` of the ``right``.
 
     A little above the first that is not flagged, so that no rounding decides.
     """
     falling = [1.0, *sorted(right, reverse=True), 0.0]
-    flagged = int(alarms * len(right) + 1e-9)
-    return min(falling[flagged + 1] + 0.005, (falling[flagged] + falling[flagged + 1]) / 2)
+    return min(falling[alarms + 1] + 0.005, (falling[alarms] + falling[alarms + 1]) / 2)
 
 
 def fit(rows: Sequence[Row], sha256: str) -> Calibration:
@@ -328,10 +328,12 @@ def fit(rows: Sequence[Row], sha256: str) -> Calibration:
         bias=round(bias, 5),
         threshold=0.5,
         origin=f"logistic regression on {len(fitted)} results of the training pairs, {int(wrong.sum())} of them wrong; "
-        f"threshold: the lowest that flags at most {FALSE_ALARMS:.0%} of the right results of paper on val",
+        f"threshold: the lowest with at most {FALSE_ALARMS:.0%} false alarms on paper, on val",
     )
-    right = [probability(calibration, row) for row in chosen if row.kind == "paper" and not row.wrong]
-    return Calibration(**{**asdict(calibration), "threshold": round(lowest_threshold(right, FALSE_ALARMS), 3)})
+    paper = [row for row in chosen if row.kind == "paper"]
+    right = [probability(calibration, row) for row in paper if not row.wrong]
+    threshold = lowest_threshold(right, int(FALSE_ALARMS * len(paper) + 1e-9))
+    return Calibration(**{**asdict(calibration), "threshold": round(threshold, 3)})
 
 
 def probability(calibration: Calibration, row: Row) -> float:
@@ -530,7 +532,7 @@ def page_figures(rows: Sequence[Row], calibration: Calibration, name: str) -> di
     made = (
         f"A logistic regression with {len(FEATURES)} weights and a bias (ridge {RIDGE:g} per standard deviation) on "
         f"{len(fitted)} results of the `{FIT[0]}` split, {fitted_wrong} of them wrong. The threshold is the lowest "
-        f"that flags at most {100 * FALSE_ALARMS:g} % of the right results of `paper` on `{CHOOSE[0]}`, draw "
+        f"with at most {100 * FALSE_ALARMS:g} % false alarms among all results of `paper` on `{CHOOSE[0]}`, draw "
         f"{CHOOSE[1]}; the table is draw {draw}: the same pairs under other deformations, with other partners. Every "
         "draw has a fixed seed."
     )

@@ -8,17 +8,17 @@ after both images were brought to the middle by the first pass; that second pass
 Writes ``results/inference.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (582f3af15983), 60 val pairs, draws: 1.
+Budget: no training; weights default (c504fad49891), 60 val pairs, draws: 1.
 
                    paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  large CT  large PET  large SPECT
 before alignment       3.84       3.80         3.72      7.28       8.63         7.58     21.37      24.58        22.10
-to affine              3.42       3.66         3.97      1.87       2.25         3.40      4.75       5.96         7.00
-to 1/16                2.84       2.87         3.34      1.87       1.84         3.36      3.77       4.43         5.48
-to 1/8                 2.66       2.58         3.32      1.90       1.67         3.38      3.22       3.93         4.83
-all steps              2.49       2.53         3.32      1.97       1.72         3.44      2.93       3.77         4.81
-and mirrored           2.41       2.50         3.23      1.89       1.68         3.38      2.88       3.74         4.86
-and a second pass      2.80       2.76         3.75      2.52       2.23         4.00      2.97       3.70         4.91
-and half of it         2.58       2.58         3.46      2.20       1.93         3.68      2.88       3.66         4.80
+to affine              3.41       3.71         3.81      2.10       2.31         3.08      4.54       5.38         6.09
+to 1/16                2.77       2.85         3.10      1.93       1.74         2.92      3.75       4.27         4.87
+to 1/8                 2.51       2.53         3.06      1.86       1.51         2.89      3.26       3.73         4.56
+all steps              2.37       2.47         3.06      1.85       1.55         2.92      2.96       3.58         4.53
+and mirrored           2.30       2.44         3.01      1.77       1.41         2.88      2.87       3.58         4.43
+and a second pass      2.69       2.59         3.40      2.41       1.97         3.47      2.94       3.52         4.63
+and half of it         2.46       2.46         3.17      2.08       1.70         3.15      2.87       3.48         4.52
 
 Mean endpoint error inside the head, pixels, against the known fields. A second pass is composed with the
 first on both sides of the middle.

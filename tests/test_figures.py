@@ -161,11 +161,11 @@ def test_remembering_is_claimed_only_where_the_intervals_part(
 
 def test_the_threshold_is_the_lowest_with_few_false_alarms() -> None:
     right = [i / 100 for i in range(1, 41)]
-    threshold = trust.lowest_threshold(right, 0.05)
+    threshold = trust.lowest_threshold(right, 2)
     assert sum(p >= threshold for p in right) == 2
     assert threshold == pytest.approx(0.385)
-    assert trust.lowest_threshold(right, 0.0) == pytest.approx(0.405)
-    assert trust.lowest_threshold(right, 1.0) == pytest.approx(0.005)
+    assert trust.lowest_threshold(right, 0) == pytest.approx(0.405)
+    assert trust.lowest_threshold(right, 40) == pytest.approx(0.005)
 
 
 def test_half_a_head_is_not_to_be_believed_however_small_its_error() -> None:
