@@ -665,6 +665,16 @@ def test_the_evidence_is_that_of_a_known_field() -> None:
     assert evidence.folded_share == 0
     assert evidence.outside_share == 0
     assert evidence.nonaffine_mean == pytest.approx(0, abs=1e-3)
+    assert evidence.similarity_spread == pytest.approx(evidence.similarity_after - evidence.similarity_low)
+    assert evidence.similarity_spread >= 0
+    assert evidence.assessed_error is None  # its network was not trained to
+
+
+@pytest.mark.parametrize("image", [scan(SHAPE), scan((2 * SHAPE[0], 2 * SHAPE[1]))])
+def test_the_shipped_weights_judge_their_results(image: NDArray[np.float64]) -> None:
+    evidence = fuse(image_of(image), image_of(image)).evidence
+    assert evidence.assessed_error is not None
+    assert 0 < evidence.assessed_error <= 12 * max(image.shape) / 193
 
 
 def test_what_no_affine_map_explains_of_a_field() -> None:

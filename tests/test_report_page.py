@@ -143,6 +143,7 @@ def test_words_say_what_was_measured() -> None:
         "similarity_before": 0.5,
         "similarity_after": 0.4,
         "expected_error": 2.25,
+        "assessed_error": 3.14,
         "displacement_mean": 3.0,
         "displacement_max": 10.0,
         "folded_share": 0.0125,
@@ -150,6 +151,7 @@ def test_words_say_what_was_measured() -> None:
     }
     said = dict(words({"status": "ok", "alignment": evidence}))
     assert "2.2 px" in said["Expected error"]
+    assert "off by 3.1 px" in said["Judged error"]
     assert "fell: 0.500 before alignment, 0.400 after" in said["Similarity"]
     assert "3.0 px on average" in said["Movement"]
     assert "10.0 px at most" in said["Movement"]

@@ -32,7 +32,7 @@ LOGARITHMS = ("assessed_error",)
 
 SAID = {
     "similarity_after": ("descriptor similarity", ".2f"),
-    "similarity_spread": ("mean descriptor similarity above that by", ".2f"),
+    "similarity_spread": ("unevenness of the descriptor similarity", ".2f"),
     "similarity_low": ("descriptor similarity that a tenth of the head falls short of", ".2f"),
     "expected_error": ("expected error", ".1f px"),
     "assessed_error": ("error as judged from the aligned pair", ".1f px"),
