@@ -69,7 +69,7 @@ class Limits:
     """
 
     expected_error: float = 4.0 / 256
-    similarity_after: float = 0.25
+    similarity_after: float = 0.35
     displacement_max: float = 90 / 256
     folded_share: float = 1e-3
     outside_share: float = 0.25
