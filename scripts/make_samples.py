@@ -292,16 +292,21 @@ def itk_transforms(itk: Path) -> dict[str, tuple[str, KnownTransform]]:
 
 
 def add_mr_samples(writer: Writer, itk: Path) -> None:
-    def copy(name: str) -> tuple[str, bytes]:
-        return name, read_source(itk, name)
+    def grey(name: str) -> tuple[str, bytes]:
+        """The same pixels; most of ITK's files hold them as indices into a palette of greys."""
+        with Image.open(io.BytesIO(read_source(itk, name))) as picture:
+            colours = np.asarray(picture.convert("RGB"))
+        if (colours != colours[..., :1]).any():
+            raise ValueError(f"{name} is not grey; expected a slice of one intensity")
+        return name, png(colours[..., 0])
 
     for id, (suffix, known) in itk_transforms(itk).items():
         files = {
-            "fixed": copy("BrainT1SliceBorder20.png"),
-            "moving": copy(f"BrainProtonDensitySlice{suffix}.png"),
-            "original": copy("BrainProtonDensitySliceBorder20.png"),
+            "fixed": grey("BrainT1SliceBorder20.png"),
+            "moving": grey(f"BrainProtonDensitySlice{suffix}.png"),
+            "original": grey("BrainProtonDensitySliceBorder20.png"),
         }
-        origin = "ITK 5.2.1 Examples/Data, unchanged: T1 and proton-density weighted slices of one brain"
+        origin = "ITK 5.2.1 Examples/Data, pixels unchanged: T1 and proton-density weighted slices of one brain"
         writer.add(id, "mr-mr", files, origin, ITK_LICENCE, known)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import re
 import shutil
 from pathlib import Path
@@ -173,3 +174,17 @@ def test_half_a_head_is_not_to_be_believed_however_small_its_error() -> None:
     assert [judged("half cut", error, True).row.off for error in (2.0, 8.0)] == [False, True]
     assert not judged("rigid", 2.0, True).row.wrong
     assert "1 of 1" not in trust.wrong_results([judged("half cut", 2.0, True)])
+
+
+def test_the_means_of_the_runs_are_those_of_their_logs() -> None:
+    folder, told = ROOT / "experiments/shipped_weights", []
+    for run in (6, 9, 12, 13, 14):
+        lines = (folder / f"{run}_alignment.jsonl").read_text(encoding="utf-8").splitlines()
+        last = [record for record in map(json.loads, lines) if record["kind"] == "val"][-1]
+        errors = [value for key, value in last.items() if key.count("/") == 1]
+        assert len(errors) == 9
+        told.append(f"run {run} {sum(errors) / 9:.2f}")
+    page = " ".join((ROOT / "docs/training.md").read_text(encoding="utf-8").split())
+    assert ", ".join([f"{told[0]} px", *told[1:]]) in page
+    table = (ROOT / "experiments/README.md").read_text(encoding="utf-8")
+    assert all(f"{figure.split()[-1]} px" in table for figure in told[2:])
