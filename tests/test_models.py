@@ -165,11 +165,13 @@ def test_two_runs_give_the_same_bytes(name: str, small_cfg: BSAFusionCfg, random
 
 
 def test_a_pair_is_treated_alike_alone_and_in_a_batch(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
-    model = randomise(BSAFusion(small_cfg))
+    # The steps of the default preset: each one more makes more of rounding in a network as drawn.
+    cfg = replace(small_cfg, alignment=replace(small_cfg.alignment, steps=default().alignment.steps))
+    model = randomise(BSAFusion(cfg))
     fixed, moving = images(count=3)
     together, alone = model.predict(fixed, moving), model.predict(fixed[1:2], moving[1:2])
     torch.testing.assert_close(together.fused[1:2], alone.fused, rtol=0, atol=1e-4)
-    torch.testing.assert_close(together.alignment.displacement[1:2], alone.alignment.displacement, rtol=0, atol=3e-3)
+    torch.testing.assert_close(together.alignment.displacement[1:2], alone.alignment.displacement, rtol=0, atol=1e-3)
 
 
 # --- stage 3: symmetry and directions -------------------------------------------------------------

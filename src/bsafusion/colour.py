@@ -65,7 +65,7 @@ def recolour(luma: Array, chroma: Array) -> Array:
     luma = np.clip(luma.astype(np.float64), 0, 1)
     offset = np.tensordot(_RGB_FROM_YCC[:, 1:], chroma, axes=1)
     # Never quite zero, so that no colour on black is 0 / 0.
-    room = np.maximum(np.where(offset > 0, 1 - luma, luma), 1e-12)
+    room = np.maximum(np.where(offset > 0, 1 - luma, luma), 1e-13)
     factor = (room / np.maximum(np.abs(offset), room)).min(axis=0, keepdims=True)
     return np.asarray(luma + factor * offset)
 
