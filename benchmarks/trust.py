@@ -1,6 +1,7 @@
-"""How far ``suspect`` can be trusted: measure draws, fit the calibration, choose its threshold, report.
+"""How far ``suspect`` can be trusted: measure draws, choose by what to judge, fit the calibration, report.
 
     python benchmarks/trust.py measure PAIRS.csv   # predictions -> benchmarks/results/trust.csv
+    python benchmarks/trust.py choose              # which numbers of the evidence tell best: a list, nothing written
     python benchmarks/trust.py fit                 # trust.csv -> NAME.trust.json beside the weights
     python benchmarks/trust.py report              # trust.csv -> docs/trust_curve.svg, the figures of docs/trust.md
 
@@ -23,6 +24,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +43,7 @@ from bsafusion.io import write_between, write_whole
 from bsafusion.metrics import endpoint_error, summarise
 from bsafusion.pipeline import load_model, measure_evidence
 from bsafusion.report import Evidence, verdict
-from bsafusion.trust import OFF, Calibration, alignment_sha256, calibration_file, compared
+from bsafusion.trust import OFF, SAID, Calibration, alignment_sha256, calibration_file, compared
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "benchmarks/results/trust.csv"
@@ -49,9 +51,8 @@ CURVE = ROOT / "docs/trust_curve.svg"
 PAGE = ROOT / "docs/trust.md"
 SIDE = 256
 FEATURES = ("assessed_error", "similarity_low", "similarity_spread")
-"""Of the assessed and the expected error, the similarities and the deformation beyond an affine map, these have the
-smallest log loss on the draws that choose. Before there was an assessment, others were tried and did not pay: quantiles
-of the expected error, size and roughness of the whole field, entropy of the matching, overlap of the heads, mutual
+"""By what ``choose`` prints. Before there was an assessment, others were tried and did not pay: quantiles of the
+expected error, size and roughness of the whole field, entropy of the matching, overlap of the heads, mutual
 information, correlation of edges, the modality classifier's logits."""
 RIDGE = 1.0  # of the weights per spread: keeps them finite where classes separate
 FALSE_ALARMS = 0.05
@@ -309,13 +310,45 @@ def lowest_threshold(right: Sequence[float], alarms: int) -> float:
     return min(falling[alarms + 1] + 0.005, (falling[alarms] + falling[alarms + 1]) / 2)
 
 
+class Regression(NamedTuple):
+    """``bias + weight . (value - usual) / spread`` are the log odds of a wrong result."""
+
+    usual: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    bias: float
+
+
+def compared_values(rows: Sequence[Row], features: Sequence[str]) -> NDArray[np.float64]:
+    """``N K``: the evidence as calibrations compare it."""
+    return np.array([[compared(name, getattr(row.evidence, name), SIDE) for name in features] for row in rows])
+
+
+def regression(rows: Sequence[Row], features: Sequence[str]) -> Regression:
+    """Of wrong results on these numbers of the evidence."""
+    values, wrong = compared_values(rows, features), np.array([row.wrong for row in rows])
+    usual, spread = values[~wrong].mean(0), values[~wrong].std(0)
+    return Regression(usual, spread, *regress((values - usual) / spread, wrong))
+
+
+def choose(rows: Sequence[Row], *, best: int = 12) -> list[tuple[float, tuple[str, ...]]]:
+    """Sets of numbers of the evidence, fitted on :data:`FIT`, by their mean log loss on :data:`CHOOSE`; best first."""
+    fitted, chosen = of(rows, FIT), of(rows, CHOOSE)
+    signs = np.where([row.wrong for row in chosen], 1.0, -1.0)
+    found = []
+    for count in range(1, len(SAID) + 1):
+        for features in combinations(SAID, count):
+            one = regression(fitted, features)
+            odds = (compared_values(chosen, features) - one.usual) / one.spread @ one.weight + one.bias
+            found.append((float(np.logaddexp(0, -signs * odds).mean()), features))
+    return sorted(found)[:best]
+
+
 def fit(rows: Sequence[Row], sha256: str) -> Calibration:
     """Fit on :data:`FIT`; the threshold from the right results of ``paper`` in :data:`CHOOSE`."""
     fitted, chosen = of(rows, FIT), of(rows, CHOOSE)
-    values = np.array([[compared(n, getattr(row.evidence, n), SIDE) for n in FEATURES] for row in fitted])
-    wrong = np.array([row.wrong for row in fitted])
-    usual, spread = values[~wrong].mean(0), values[~wrong].std(0)
-    weight, bias = regress((values - usual) / spread, wrong)
+    usual, spread, weight, bias = regression(fitted, FEATURES)
+    wrong = sum(row.wrong for row in fitted)
 
     def named(numbers: NDArray[np.float64]) -> dict[str, float]:
         return {name: round(float(number), 5) for name, number in zip(FEATURES, numbers, strict=True)}
@@ -327,7 +360,7 @@ def fit(rows: Sequence[Row], sha256: str) -> Calibration:
         weight=named(weight),
         bias=round(bias, 5),
         threshold=0.5,
-        origin=f"logistic regression on {len(fitted)} results of the training pairs, {int(wrong.sum())} of them wrong; "
+        origin=f"logistic regression on {len(fitted)} results of the training pairs, {wrong} of them wrong; "
         f"threshold: the lowest with at most {FALSE_ALARMS:.0%} false alarms on paper, on val",
     )
     paper = [row for row in chosen if row.kind == "paper"]
@@ -539,6 +572,7 @@ def page_figures(rows: Sequence[Row], calibration: Calibration, name: str) -> di
     commands = (
         "```text\n"
         f"python benchmarks/trust.py measure PAIRS.csv   # {len(rows)} predictions -> benchmarks/results/trust.csv\n"
+        "python benchmarks/trust.py choose              # which numbers of the evidence tell best\n"
         f"python benchmarks/trust.py fit                 # -> {name}.trust.json, beside the weights\n"
         "python benchmarks/trust.py report              # the figures of this page, docs/trust_curve.svg\n"
         "```"
@@ -654,7 +688,7 @@ def report(rows: Sequence[Row], calibration: Calibration, name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "fit", "report"))
+    parser.add_argument("what", choices=("measure", "choose", "fit", "report"))
     parser.add_argument("pairs", type=Path, nargs="?", help="pairs CSV; for measure")
     parser.add_argument("--weights", default=weights.DEFAULT)
     args = parser.parse_args()
@@ -666,7 +700,10 @@ def main() -> None:
     network, _ = weights.load(args.weights)
     sha256 = alignment_sha256(network)
     rows, path = read_measured(sha256), calibration_file(weights.find(args.weights)[1])
-    if args.what == "fit":
+    if args.what == "choose":
+        for loss, features in choose(rows):
+            print(f"{loss:.4f}  {', '.join(features)}")
+    elif args.what == "fit":
         calibration = fit(rows, sha256)
         with write_whole(path) as aside:
             aside.write_text(calibration.to_json(), encoding="utf-8")

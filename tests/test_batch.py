@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from bsafusion import batch, pipeline
-from bsafusion.batch import Row, RowResult, is_done, read_manifest, run_batch
+from bsafusion.batch import Row, RowResult, done_before, read_manifest, run_batch
 from bsafusion.cli import app
 from bsafusion.pipeline import FuseOptions, Model, RequestError, fuse
 from bsafusion.trust import Calibration, alignment_sha256, calibration_file
@@ -165,6 +165,17 @@ def test_what_is_done_is_skipped_and_not_touched(tmp_path: Path, manifest: Path,
     assert times(out) == before
 
 
+def test_what_was_suspect_before_is_said_again(tmp_path: Path, manifest: Path) -> None:
+    weights = known_weights(tmp_path / "weights", expected_error=12.0)
+    call = ["batch", str(manifest), "-o", str(tmp_path / "out"), "--weights", str(weights)]
+    first, second = (CliRunner().invoke(app, call) for _ in range(2))
+    assert second.exit_code == 0
+    assert second.stdout.startswith("0 ok, 0 suspect, 3 skipped, 0 failed")
+    lines = [line.replace("suspect: ", "suspect, made before: ", 1) for line in first.stderr.splitlines()]
+    assert second.stderr.splitlines() == lines
+    assert len(lines) == 3
+
+
 def test_only_what_changed_is_done_again(tmp_path: Path, manifest: Path, model: Model) -> None:
     out = tmp_path / "out"
     run(manifest, out, model)
@@ -184,13 +195,13 @@ def test_other_weights_another_task_or_other_versions_are_done_again(
     out = tmp_path / "out"
     run(manifest, out, model)
     row = read_manifest(manifest)[0]
-    assert is_done(row, out / row.id, model, DEFAULTS)
+    assert done_before(row, out / row.id, model, DEFAULTS)
     other = Model(model.network, pipeline.weights.WeightsRecord(**{**vars(model.record), "sha256": "f" * 64}), "cpu")
-    assert not is_done(row, out / row.id, other, DEFAULTS)
-    assert not is_done(Row(row.id, row.fixed, row.moving, "ct-mri"), out / row.id, model, DEFAULTS)
-    assert not is_done(Row(row.id, row.moving, row.fixed, row.task), out / row.id, model, DEFAULTS)
+    assert not done_before(row, out / row.id, other, DEFAULTS)
+    assert not done_before(Row(row.id, row.fixed, row.moving, "ct-mri"), out / row.id, model, DEFAULTS)
+    assert not done_before(Row(row.id, row.moving, row.fixed, row.task), out / row.id, model, DEFAULTS)
     monkeypatch.setattr(batch, "versions", lambda: {"bsafusion": "99"})
-    assert not is_done(row, out / row.id, model, DEFAULTS)
+    assert not done_before(row, out / row.id, model, DEFAULTS)
 
 
 @pytest.mark.parametrize(
@@ -210,10 +221,10 @@ def test_other_options_are_done_again_and_then_skipped(
 ) -> None:
     rows, out = read_manifest(manifest)[:1], tmp_path / "out"
     list(run_batch(rows, out, model))
-    assert not is_done(rows[0], out / rows[0].id, model, options)
+    assert not done_before(rows[0], out / rows[0].id, model, options)
     assert outcomes(list(run_batch(rows, out, model, options))) == ["done"]
     assert outcomes(list(run_batch(rows, out, model, options))) == ["skipped"]
-    assert not is_done(rows[0], out / rows[0].id, model, DEFAULTS)
+    assert not done_before(rows[0], out / rows[0].id, model, DEFAULTS)
     assert ("fused.png" in snapshot(out / rows[0].id)) == (not options.align_only)
 
 
@@ -227,7 +238,7 @@ def test_another_calibration_of_the_same_weights_is_done_again_and_then_skipped(
     reports = []
     for trust in (calibration, stricter, None):
         judged = replace(model, trust=trust)
-        assert not is_done(rows[0], out / rows[0].id, judged, DEFAULTS)
+        assert not done_before(rows[0], out / rows[0].id, judged, DEFAULTS)
         assert outcomes(list(run_batch(rows, out, judged))) == ["done"]
         assert outcomes(list(run_batch(rows, out, judged))) == ["skipped"]
         reports.append(json.loads((out / rows[0].id / "report.json").read_text()))
@@ -252,7 +263,7 @@ def test_the_command_notices_another_calibration(tmp_path: Path, manifest: Path)
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"inputs": 3}', '{"inputs": {}, "options": null}'])
 def test_a_report_that_cannot_be_read_is_not_done(tmp_path: Path, manifest: Path, model: Model, text: str) -> None:
     (tmp_path / "report.json").write_text(text)
-    assert not is_done(read_manifest(manifest)[0], tmp_path, model, DEFAULTS)
+    assert not done_before(read_manifest(manifest)[0], tmp_path, model, DEFAULTS)
 
 
 def test_a_bad_row_does_not_stop_the_others(tmp_path: Path, manifest: Path, model: Model) -> None:
@@ -261,6 +272,21 @@ def test_a_bad_row_does_not_stop_the_others(tmp_path: Path, manifest: Path, mode
     assert outcomes(results) == ["done", "failed", "done"]
     assert "moving image: 1-pet.png: is a text file" in results[1].message
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"case0", "case2"}
+
+
+def test_an_error_that_nobody_foresaw_does_not_stop_the_others(
+    tmp_path: Path, manifest: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == "1-pet.png":
+            raise KeyError
+        return original(path, *args, **options)
+
+    original = pipeline.read_image
+    monkeypatch.setattr(pipeline, "read_image", read)
+    results = run(manifest, tmp_path / "out", model)
+    assert outcomes(results) == ["done", "failed", "done"]
+    assert results[1].message == "KeyError"
 
 
 def test_a_row_does_not_replace_a_folder_that_is_no_result(tmp_path: Path, manifest: Path, model: Model) -> None:

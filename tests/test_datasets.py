@@ -20,6 +20,7 @@ from bsafusion.datasets import (
     DatasetError,
     Misalignment,
     Mix,
+    Pair,
     PairSet,
     blur,
     crop_batch,
@@ -31,7 +32,10 @@ from bsafusion.datasets import (
     validation_batch,
 )
 from bsafusion.deformation import identity_grid, jacobian_determinant, warp
+from bsafusion.image import Geometry
+from bsafusion.io import write_image
 from bsafusion.models.representation import MODALITIES
+from pairs import scan
 
 CPU = torch.device("cpu")
 SIDE = 65
@@ -44,6 +48,39 @@ def seeded(seed: int = 0) -> torch.Generator:
 @pytest.fixture(scope="module")
 def train(pairs_csv: Path) -> PairSet:
     return PairSet(read_pairs(pairs_csv, split="train"), side=SIDE)
+
+
+# --- the frames of a pair ---
+
+
+def scan_file(path: Path, shape: tuple[int, int], spacing: float, origin: tuple[float, float]) -> Path:
+    picture = scan(shape).astype(np.float32)
+    grid = Geometry(shape, (spacing, spacing), origin, ((1.0, 0.0), (0.0, 1.0)), plane="axial")
+    write_image(path, picture[None], geometry=grid)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "origin", "fits"),
+    [
+        ((64, 64), 1.0, (0.0, 0.0), True),
+        ((128, 128), 0.5, (-0.25, -0.25), True),  # the same frame, finer
+        ((64, 64), 1.0, (20.0, 0.0), False),
+        ((32, 32), 1.0, (16.0, 16.0), False),  # the middle of it
+        ((64, 64), 1.0, (500.0, 0.0), False),
+    ],
+)
+def test_the_files_of_a_pair_must_show_one_frame(
+    tmp_path: Path, shape: tuple[int, int], spacing: float, origin: tuple[float, float], fits: bool
+) -> None:
+    fixed = scan_file(tmp_path / "mri.nii.gz", (64, 64), 1.0, (0.0, 0.0))
+    moving = scan_file(tmp_path / "pet.nii.gz", shape, spacing, origin)
+    pair = Pair("1", "pet-mri", fixed, moving, "train", "a")
+    if fits:
+        assert len(PairSet([pair], side=SIDE)) == 1
+        return
+    with pytest.raises(DatasetError, match=r"pet-mri 1: .*mri\.nii\.gz and pet\.nii\.gz do not show the same frame"):
+        PairSet([pair], side=SIDE)
 
 
 # --- the CSV --------------------------------------------------------------------------------------

@@ -364,6 +364,13 @@ def test_fused_images_from_inputs_of_their_own_get_fusion_metrics_only(
     assert all(row["error"] is None and row["qabf"] > 0 for row in rows)
 
 
+def test_an_id_with_dots_finds_its_file(benchmark: Benchmark, tmp_path: Path) -> None:
+    case = replace(benchmark.cases(1)[0], suite=OWN, id="1.2.840")
+    for name in ("1.2.840.png", "1.2.841.png", "1.png"):
+        write_fused(tmp_path / case.task / name)
+    assert evaluation._third_party_file(benchmark, tmp_path, case).name == "1.2.840.png"
+
+
 def test_fused_images_from_the_benchmark_s_inputs_stand_in_its_suites(benchmark: Benchmark, tmp_path: Path) -> None:
     for case in benchmark.cases(2):
         write_fused(tmp_path / "theirs" / case.folder.with_suffix(".png"))

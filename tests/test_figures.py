@@ -188,3 +188,12 @@ def test_the_means_of_the_runs_are_those_of_their_logs() -> None:
     assert ", ".join([f"{told[0]} px", *told[1:]]) in page
     table = (ROOT / "experiments/README.md").read_text(encoding="utf-8")
     assert all(f"{figure.split()[-1]} px" in table for figure in told[2:])
+
+
+def test_the_numbers_that_judge_are_among_the_best() -> None:
+    listed = trust.choose(trust.read_measured(pipeline.load_model().trust.alignment_sha256), best=63)
+    losses = {frozenset(features): loss for loss, features in listed}
+    assert len(losses) == 63
+    assert [loss for loss, _ in listed] == sorted(losses.values())
+    assert losses[frozenset(trust.FEATURES)] < listed[0][0] + 0.005
+    assert losses[frozenset(trust.FEATURES)] < losses[frozenset({"expected_error", "similarity_low", "nonaffine_mean"})]

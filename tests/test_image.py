@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsafusion.image import Geometry, Image, ImageError, Modality, slice_geometry
+from bsafusion.image import PLANE_NORMALS, Geometry, Image, ImageError, Modality, slice_geometry
 
 FLIPPED = Geometry(
     shape=(40, 50),
@@ -97,8 +97,9 @@ def test_slice_keeps_its_two_patient_axes(
     x_axis: list[float], y_axis: list[float], plane: str, origin: tuple[float, float]
 ) -> None:
     arguments = _slice() | {"x_axis": np.array(x_axis), "y_axis": np.array(y_axis)}
-    geometry, tilt = slice_geometry(**arguments)
+    geometry, tilt, across = slice_geometry(**arguments)
     assert (geometry.plane, tilt) == (plane, 0.0)
+    assert across == pytest.approx(arguments["origin"][PLANE_NORMALS[plane]])
     np.testing.assert_allclose(geometry.origin, origin, atol=1e-9)
     axes = {"axial": [0, 1], "coronal": [0, 2], "sagittal": [1, 2]}[plane]
     there = arguments["origin"] + 3 * 0.5 * np.array(x_axis) + 7 * 2.0 * np.array(y_axis)
@@ -108,9 +109,9 @@ def test_slice_keeps_its_two_patient_axes(
 def test_storage_order_does_not_move_the_anatomy_of_a_tilted_slice() -> None:
     angle = np.radians(20)
     down = np.array([0.0, np.cos(angle), np.sin(angle)])
-    upright, tilt = slice_geometry(**_slice() | {"y_axis": down})
+    upright, tilt, _ = slice_geometry(**_slice() | {"y_axis": down})
     last_row = np.array([-10.0, 20.0, 70.0]) + 39 * 2.0 * down
-    flipped, _ = slice_geometry(**_slice() | {"y_axis": -down, "origin": last_row})
+    flipped, _, _ = slice_geometry(**_slice() | {"y_axis": -down, "origin": last_row})
     assert tilt == pytest.approx(20)
     np.testing.assert_allclose(
         upright.index_to_physical(np.array([5, 8])), flipped.index_to_physical(np.array([34, 8])), atol=1e-9

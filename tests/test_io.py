@@ -8,6 +8,7 @@ import math
 import shutil
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from bsafusion.deformation import DeformationField, warp
+from bsafusion.deformation import DeformationField, MovingFrame, warp
 from bsafusion.image import Geometry, Image, ImageError, Modality
 from bsafusion.io import (
     COLORMAPS,
@@ -299,7 +300,11 @@ def test_nifti_scaling_rgb_and_version_2(tmp_path: Path, rng: np.random.Generato
     content = bytearray(stored.to_bytes())
     content[112:120] = struct.pack("<ff", 2.0, -1000.0)  # scl_slope, scl_inter
     (tmp_path / "s.nii").write_bytes(content)
-    np.testing.assert_array_equal(read_image(tmp_path / "s.nii").array[0], raw.T * 2.0 - 1000)
+    scaled = read_image(tmp_path / "s.nii")
+    np.testing.assert_array_equal(scaled.array[0], raw.T * 2.0 - 1000)
+    assert np.issubdtype(np.dtype(scaled.dtype), np.floating)  # the stored type says nothing of these values
+    (tmp_path / "plain.nii").write_bytes(stored.to_bytes())
+    assert read_image(tmp_path / "plain.nii").dtype == "int16"
     rgb = np.zeros((60, 48), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     for name in "RGB":
         rgb[name] = rng.integers(0, 255, (60, 48))
@@ -324,6 +329,11 @@ def test_nifti_that_is_refused(tmp_path: Path, rng: np.random.Generator) -> None
     (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ImageError, match=r"cut\.nii\.gz: damaged"):
         read_image(tmp_path / "cut.nii.gz")
+    unit = bytearray(nib.Nifti1Image(rng.random((60, 50)), np.eye(4)).to_bytes())
+    unit[123] = 4  # xyzt_units
+    (tmp_path / "unit.nii").write_bytes(unit)
+    with pytest.raises(ImageError, match=r"unit\.nii: NIfTI with the unknown unit of length 4"):
+        read_image(tmp_path / "unit.nii")
     array = rng.random((60, 50))
     array[3, 4] = np.nan
     nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "nan.nii")
@@ -339,7 +349,8 @@ def test_dicom_ct_against_simpleitk() -> None:
     image = read_image(path)
     reference = sitk.ReadImage(str(path))
     np.testing.assert_array_equal(image.array[0], sitk.GetArrayFromImage(reference)[0])
-    assert (image.modality, image.dtype, image.geometry.plane) == (Modality.CT, "int16", "axial")
+    # Hounsfield units, rescaled from the integers that were stored.
+    assert (image.modality, image.dtype, image.geometry.plane) == (Modality.CT, "float64", "axial")
     expected = reference.TransformIndexToPhysicalPoint((31, 7, 0))[:2]
     np.testing.assert_allclose(image.geometry.index_to_physical(np.array([7, 31])), expected, atol=1e-6)
 
@@ -347,7 +358,8 @@ def test_dicom_ct_against_simpleitk() -> None:
 def test_dicom_carries_no_patient(tmp_path: Path) -> None:
     dataset = pydicom.dcmread(DICOM_FILES / "CT_small.dcm")
     image = read_image(DICOM_FILES / "CT_small.dcm")
-    assert set(image.meta) <= {"format", "transfer_syntax", "oblique_degrees", "inverted", "channels"}
+    known = {"format", "transfer_syntax", "oblique_degrees", "inverted", "channels", "slice_position_mm"}
+    assert set(image.meta) <= known
     kept = " ".join(str(value) for value in image.meta.values())
     for keyword in ("PatientName", "PatientID", "PatientBirthDate", "StudyDate", "InstitutionName"):
         value = str(dataset.get(keyword, ""))
@@ -389,7 +401,10 @@ def test_dicom_monochrome1_and_slope(tmp_path: Path) -> None:
     plain = dataset.pixel_array.astype(np.float64)
     dataset.RescaleSlope, dataset.RescaleIntercept = 0.5, -10
     dataset.save_as(tmp_path / "r.dcm")
-    np.testing.assert_allclose(read_image(tmp_path / "r.dcm").array[0], plain * 0.5 - 10)
+    assert read_image(DICOM_FILES / "MR_small.dcm").dtype == dataset.pixel_array.dtype.name
+    rescaled = read_image(tmp_path / "r.dcm")
+    np.testing.assert_allclose(rescaled.array[0], plain * 0.5 - 10)
+    assert rescaled.dtype == "float64"
     dataset.PhotometricInterpretation = "MONOCHROME1"
     dataset.save_as(tmp_path / "m1.dcm")
     inverted = read_image(tmp_path / "m1.dcm")
@@ -439,8 +454,10 @@ def test_dicom_geometry_of_sagittal_flipped_rows(tmp_path: Path) -> None:
     dataset.ImagePositionPatient = [3, -100, 80]
     dataset.PixelSpacing = [2.0, 0.5]
     dataset.save_as(tmp_path / "s.dcm")
-    geometry = read_image(tmp_path / "s.dcm").geometry
+    image = read_image(tmp_path / "s.dcm")
+    geometry = image.geometry
     assert (geometry.plane, geometry.spacing) == ("sagittal", (0.5, 2.0))
+    assert image.meta["slice_position_mm"] == 3
     np.testing.assert_allclose(geometry.index_to_physical(np.array([10, 4])), [-98, 60])
     del dataset.ImageOrientationPatient
     dataset.save_as(tmp_path / "n.dcm")
@@ -591,6 +608,14 @@ def test_atomic_folder(tmp_path: Path) -> None:
     # It has no report any more: it could be anybody's folder.
     with pytest.raises(FileExistsError, match=r"no report\.json"), atomic_folder(out, overwrite=True):
         pass
+    (out / "report.json").write_text("3")
+    with (
+        pytest.raises(FileExistsError, match=r"holds other\.txt, which is no part"),
+        atomic_folder(out, overwrite=True),
+    ):
+        pass
+    with atomic_folder(out, overwrite=True, holds=("other.txt",)) as folder:
+        (folder / "other.txt").write_text("4")
     with pytest.raises(FileExistsError, match="is a file"), atomic_folder(out / "other.txt"):
         pass
     assert [path.name for path in out.parent.iterdir()] == ["result"]
@@ -617,6 +642,16 @@ def test_deformation_round_trip(tmp_path: Path, geometry: Geometry) -> None:
     first = (tmp_path / "d.nii.gz").read_bytes()
     write_deformation(tmp_path / "other.nii.gz", field)
     assert (tmp_path / "other.nii.gz").read_bytes() == first
+
+
+@pytest.mark.parametrize("moving", [None, MovingFrame(True, (64, 48)), MovingFrame(False, (2048, 33))])
+@pytest.mark.parametrize("geometry", [FLIPPED, PICTURE])
+def test_a_field_knows_what_it_leads_into(tmp_path: Path, geometry: Geometry, moving: MovingFrame | None) -> None:
+    field = replace(_field(geometry), moving=moving)
+    write_deformation(tmp_path / "d.nii.gz", field)
+    back = read_deformation(tmp_path / "d.nii.gz")
+    assert back.moving == moving
+    assert (back.geometry.plane, back.geometry.physical) == (geometry.plane, geometry.physical)
 
 
 def test_deformation_file_holds_lps_mm(tmp_path: Path) -> None:

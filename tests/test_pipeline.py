@@ -702,6 +702,34 @@ def test_a_field_that_points_out_of_the_frame_is_suspect() -> None:
     assert any("reaches 50 px" in reason for reason in result.reasons)
 
 
+def test_a_moving_image_that_shows_half_of_the_head_is_suspect() -> None:
+    whole = scan(SHAPE).astype(np.float32)
+    fixed = image_of(whole, geometry=millimetres(SHAPE))
+    moving = image_of(whole[:, :33], geometry=millimetres((SHAPE[0], 33)))
+    result = fuse(fixed, moving, model=known_model())
+    assert result.report["grid"]["method"] == "physical"
+    assert 0.4 < result.evidence.outside_share < 0.6
+    assert any("outside the moving image" in reason for reason in result.reasons)
+
+
+def test_a_fixed_image_that_is_no_mri_is_suspect() -> None:
+    fixed, moving = (image_of(scan(SHAPE, seed=seed)) for seed in (0, 1))
+    swapped = replace(fixed, modality=Modality.CT), replace(moving, modality=Modality.MRI)
+    result = fuse(*swapped, model=known_model())
+    assert result.status == result.report["status"] == "suspect"
+    assert result.reasons[0].startswith("the fixed image is a CT by its file")
+    assert (result.report["options"]["task"], result.report["options"]["task_from"]) == ("mri-ct", "file")
+
+
+def test_slices_from_different_levels_are_said_to_be_apart() -> None:
+    fixed, moving = (image_of(scan(SHAPE, seed=seed), geometry=millimetres(SHAPE)) for seed in (0, 1))
+    placed = [replace(image, meta={"slice_position_mm": mm}) for image, mm in ((fixed, -30.0), (moving, 120.0))]
+    note = fuse(*placed, model=known_model()).report["grid"]["note"]
+    assert note.endswith("By their positions the two slices are 150 mm apart.")
+    assert "apart" not in fuse(placed[0], moving, model=known_model()).report["grid"]["note"]
+    assert "apart" not in fuse(placed[0], placed[0], model=known_model()).report["grid"]["note"]
+
+
 def test_identical_images_without_displacement_are_ok() -> None:
     image = image_of(scan(SHAPE))
     result = fuse(image, image, model=known_model())
@@ -782,6 +810,14 @@ def test_a_folder_that_is_no_result_is_never_replaced(tmp_path: Path, result: Fu
     with pytest.raises(FileExistsError, match="not a result folder"):
         result.save(tmp_path / "thesis", overwrite=True)
     assert snapshot(tmp_path) == {"thesis": None, "thesis/chapter.txt": b"words"}
+
+
+def test_a_result_beside_which_something_else_was_put_is_not_replaced(tmp_path: Path, result: FusionResult) -> None:
+    out = result.save(tmp_path / "out")
+    (out / "labels.nii.gz").write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match=r"holds labels\.nii\.gz, which is no part of a result"):
+        result.save(out, overwrite=True)
+    assert (out / "labels.nii.gz").read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

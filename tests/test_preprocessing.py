@@ -18,6 +18,7 @@ from bsafusion.preprocessing import (
     IntensityScaling,
     apply_field,
     fit_intensity,
+    has_partner,
     match_grids,
     resample_to_grid,
     total_field,
@@ -253,6 +254,43 @@ def test_field_and_image_must_belong_together() -> None:
         apply_field(field, Image(array, dataclasses.replace(AXIAL, plane="sagittal")))
     with pytest.raises(ImageError, match="2-D field and a 3-D image"):
         apply_field(field, Image(array[:, None], Geometry.picture((1, 64, 80))))
+
+
+def test_a_field_into_a_picture_carries_pictures_of_its_size_only() -> None:
+    array = np.random.default_rng(0).random((1, 64, 80), np.float32)
+    small, large = Geometry.picture((64, 80)), Geometry.picture((128, 160))
+    field = total_field(torch.zeros(2, 64, 80), match_grids(small, small), small, small)
+    np.testing.assert_allclose(apply_field(field, Image(array, small)), array, atol=1e-4)
+    with pytest.raises(ImageError, match="a picture of 80 x 64 pixels, the image is a picture of 160 x 128 pixels"):
+        apply_field(field, Image(np.kron(array, np.ones((1, 2, 2))), large))
+    with pytest.raises(ImageError, match=r"a picture of 80 x 64 pixels, the image is a scan in millimetres"):
+        apply_field(field, Image(array, AXIAL))
+    into_scan = total_field(torch.zeros(2, 64, 80), match_grids(small, AXIAL), small, AXIAL)
+    with pytest.raises(ImageError, match=r"a scan in millimetres \(80 x 64\), the image is a picture"):
+        apply_field(into_scan, Image(array, small))
+
+
+def test_an_image_that_the_field_never_meets_is_refused() -> None:
+    array = np.random.default_rng(0).random((1, 64, 80), np.float32)
+    field = total_field(_smooth_field(AXIAL.shape), match_grids(AXIAL, AXIAL), AXIAL, AXIAL)
+    with pytest.raises(ImageError, match="no part of the image falls on the field's grid"):
+        apply_field(field, Image(array, dataclasses.replace(AXIAL, origin=(460.0, -32.0))))
+
+
+def test_a_partner_lies_in_the_moving_frame_wherever_the_fixed_one_ends() -> None:
+    half = dataclasses.replace(AXIAL, shape=(64, 40))  # the left half of the same scan
+    seen = has_partner(torch.zeros(2, 64, 80), match_grids(AXIAL, half), half)
+    assert seen[:, :40].all()
+    assert not seen[:, 41:].any()
+    shift = torch.zeros(2, 64, 80)
+    shift[1] -= 10
+    moved = has_partner(shift, match_grids(AXIAL, half), half)
+    assert moved[:, 10:50].all()
+    assert not moved[:, 51:].any()
+    assert not moved[:, :9].any()
+    # A moving frame that is larger than the fixed one holds what points out of the latter.
+    wide = dataclasses.replace(AXIAL, shape=(64, 120), origin=(-60.0, -32.0))
+    assert has_partner(shift, match_grids(AXIAL, wide), wide).all()
 
 
 @settings(max_examples=25)

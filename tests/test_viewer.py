@@ -697,6 +697,17 @@ def test_values_of_a_scan_are_not_rounded_to_bytes(tmp_path: Path) -> None:
     assert torch.equal(torch.from_numpy(live.layers["displacement"].array).isfinite().all(), torch.tensor(True))
 
 
+def test_a_result_that_is_made_again_is_read_again(tmp_path: Path, result: FusionResult) -> None:
+    folder = saved(result, tmp_path / "out")
+    results = Library((tmp_path,))
+    (entry,) = results.scan()
+    first = results.view(entry.key)
+    assert results.view(entry.key) is first
+    report = json.loads((folder / "report.json").read_text())
+    write_json(folder / "report.json", {**report, "status": "suspect", "reasons": ["another run"]})
+    assert results.view(entry.key).report["reasons"] == ["another run"]
+
+
 def test_a_report_written_by_the_package_is_read_as_it_was(tmp_path: Path, result: FusionResult) -> None:
     write_json(tmp_path / "report.json", result.report)
     assert dict(read_view(tmp_path).report) == json.loads((tmp_path / "report.json").read_text())

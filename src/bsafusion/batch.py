@@ -7,10 +7,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bsafusion.datasets import TASKS
-from bsafusion.image import ImageError
 from bsafusion.pipeline import AUTO, FuseOptions, Model, RequestError, fuse, versions
 from bsafusion.weights import file_sha256
 
@@ -29,7 +28,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RowResult:
-    """What became of a row; ``message`` says why it failed or is suspect."""
+    """What became of a row; ``message`` says why it failed or is suspect, also where a suspect result was skipped."""
 
     id: str
     outcome: Outcome
@@ -75,14 +74,15 @@ def read_manifest(path: Path) -> list[Row]:
     return list(rows.values())
 
 
-def is_done(row: Row, folder: Path, model: Model, wanted: FuseOptions) -> bool:
-    """Whether ``folder`` holds this row's result from the same inputs, weights, calibration, options and versions."""
+def done_before(row: Row, folder: Path, model: Model, wanted: FuseOptions) -> dict[str, Any] | None:
+    """The report of this row's result from the same inputs, weights, calibration, options and versions, if ``folder``
+    holds it."""
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         inputs = {role: file_sha256(path) for role, path in (("fixed", row.fixed), ("moving", row.moving))}
         task_given = row.task if row.task != AUTO else None
         options = report["options"]
-        return bool(
+        done = (
             {role: report["inputs"][role]["sha256"] for role in inputs} == inputs
             and options["weights_sha256"] == model.record.sha256
             and options["calibration_sha256"] == (model.trust.sha256 if model.trust else None)
@@ -91,8 +91,9 @@ def is_done(row: Row, folder: Path, model: Model, wanted: FuseOptions) -> bool:
             and {name: options[name] for name in wanted.record()} == wanted.record()
             and (options["task"] if options["task_from"] == "request" else None) == task_given
         )
+        return report if done and isinstance(report["reasons"], list) else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 def run_batch(rows: list[Row], out: Path, model: Model, options: FuseOptions | None = None) -> Iterator[RowResult]:
@@ -101,12 +102,12 @@ def run_batch(rows: list[Row], out: Path, model: Model, options: FuseOptions | N
     for row in rows:
         folder = out / row.id
         try:
-            if is_done(row, folder, model, options):
-                yield RowResult(row.id, "skipped")
+            if (report := done_before(row, folder, model, options)) is not None:
+                yield RowResult(row.id, "skipped", "; ".join(report["reasons"]))
                 continue
             result = fuse(row.fixed, row.moving, task=row.task, model=model, **asdict(options))
             result.save(folder, overwrite=True)
-        except (ImageError, RequestError, OSError, ValueError, RuntimeError) as error:
-            yield RowResult(row.id, "failed", " ".join(str(error).split()))
+        except Exception as error:  # whatever a row's files bring about, the others are to be tried
+            yield RowResult(row.id, "failed", " ".join(str(error).split()) or type(error).__name__)
         else:
             yield RowResult(row.id, "suspect" if result.status == "suspect" else "ok", "; ".join(result.reasons))

@@ -186,8 +186,9 @@ def batch(
         count = {kind: sum(r.outcome == kind for r in results) for kind in ("ok", "suspect", "skipped", "failed")}
         typer.echo(", ".join(f"{number} {kind}" for kind, number in count.items()) + f": {out}")
         for result in results:
-            if result.outcome in ("suspect", "failed"):
-                typer.echo(f"{result.outcome}: {result.id}: {result.message}", err=True)
+            if result.message:
+                outcome = "suspect, made before" if result.outcome == "skipped" else result.outcome
+                typer.echo(f"{outcome}: {result.id}: {result.message}", err=True)
         if count["failed"]:
             raise typer.Exit(1)
 
@@ -534,13 +535,13 @@ def train(
         console = Console(stderr=True, quiet=quiet)
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
-            bar = progress.add_task("", total=min(steps, until or steps))
+            bar = progress.add_task("", total=min(cfg.steps, until or cfg.steps))
 
             def show(step: int, figures: dict[str, float]) -> None:
                 line = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
                 progress.update(bar, completed=step, description=line)
                 if not console.is_terminal and step % cfg.log_every == 0:
-                    console.print(f"step {step}/{steps}  {line}", highlight=False, soft_wrap=True)
+                    console.print(f"step {step}/{cfg.steps}  {line}", highlight=False, soft_wrap=True)
 
             best = run(
                 pairs,

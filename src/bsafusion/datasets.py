@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsafusion.deformation import affine_field, compose, warp
-from bsafusion.image import Modality
+from bsafusion.image import Geometry, Image, Modality
 from bsafusion.io import read_image
 from bsafusion.metrics import head_mask
 from bsafusion.models.representation import MODALITIES
@@ -279,6 +279,7 @@ def _load(pair: Pair, side: int) -> tuple[Tensor, Tensor, Tensor]:
     # Training happens on pictures: whatever the file says of millimetres, the pair already lies on one grid.
     picture_fixed = type(fixed.geometry).picture(fixed.geometry.shape)
     picture_moving = type(fixed.geometry).picture(moving.geometry.shape)
+    _check_frames(pair, fixed, moving)
     tensors = []
     for image, geometry in ((fixed, picture_fixed), (moving, picture_moving)):
         unit = fit_intensity(image).to_unit(image.luma())[None]
@@ -286,6 +287,23 @@ def _load(pair: Pair, side: int) -> tuple[Tensor, Tensor, Tensor]:
         tensors.append(torch.from_numpy(np.round(np.clip(array, 0, 1) * 255).astype(np.uint8)))
     mask = head_mask(tensors[0][0].numpy(), tensors[1][0].numpy())
     return tensors[0], tensors[1], torch.from_numpy(mask.astype(np.uint8))[None]
+
+
+def _check_frames(pair: Pair, fixed: Image, moving: Image) -> None:
+    """Raise where the positions in both files say that the two images do not show one frame."""
+    if not (fixed.geometry.positioned and moving.geometry.positioned):
+        return
+    placed = match_grids(fixed.geometry, moving.geometry)
+    shown = match_grids(*(Geometry.picture(image.geometry.shape) for image in (fixed, moving)))
+    height, width = fixed.geometry.shape
+    corners = np.array([[y, x, 1.0] for y in (0, height - 1) for x in (0, width - 1)])
+    apart = float(np.abs(corners @ (placed.affine - shown.affine).T).max())
+    voxel = max(1.0, float(np.abs(shown.affine[:, :2]).max()))  # the larger of the two, in moving voxels
+    if placed.method not in ("same grid", "physical") or apart > voxel:
+        raise DatasetError(
+            f"{pair.task} {pair.id}: by their positions {pair.fixed.name} and {pair.moving.name} do not show the same "
+            f"frame ({placed.note}); expected a pair on one grid; resample the moving image to the fixed one first"
+        )
 
 
 @dataclass(frozen=True)

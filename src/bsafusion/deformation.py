@@ -180,6 +180,27 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class MovingFrame:
+    """The kind of grid that a field leads into: one with millimetres, or a picture, whose points are its own pixels.
+
+    Attributes:
+        physical: whether it has millimetres.
+        shape: its samples per axis, tensor order.
+    """
+
+    physical: bool
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, geometry: Geometry) -> MovingFrame:
+        return cls(geometry.physical, geometry.shape)
+
+    def __str__(self) -> str:
+        size = " x ".join(str(n) for n in reversed(self.shape))
+        return f"a scan in millimetres ({size})" if self.physical else f"a picture of {size} pixels"
+
+
+@dataclass(frozen=True)
 class DeformationField:
     """A displacement field with the geometry of the grid it lives on.
 
@@ -188,10 +209,12 @@ class DeformationField:
             order.
         geometry: of the fixed grid. The field maps a physical point of the fixed image to the physical point
             of the moving image that shows the same anatomy.
+        moving: what kind of grid the moving image had, where that is known.
     """
 
     displacement: Tensor
     geometry: Geometry
+    moving: MovingFrame | None = None
 
     def __post_init__(self) -> None:
         _check_field(self.displacement[None])

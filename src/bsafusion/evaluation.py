@@ -61,7 +61,7 @@ from bsafusion.metrics import (
 from bsafusion.pipeline import Model, load_model, measure_evidence
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.report import verdict
-from bsafusion.scoring import grey_levels
+from bsafusion.scoring import grey_levels, image_name
 from bsafusion.weights import DEFAULT, file_sha256
 
 Array = NDArray[np.float32]
@@ -525,7 +525,7 @@ def _third_party_file(benchmark: Benchmark, root: Path, case: Case) -> Path:
         if sum(pair.id == case.id for pair in benchmark.data.pairs) == 1:
             folders.append(root)
     for folder in folders:
-        found = [path for path in sorted(folder.glob("*")) if path.is_file() and path.name.split(".")[0] == case.id]
+        found = [path for path in sorted(folder.glob("*")) if path.is_file() and image_name(path) == case.id]
         if len(found) == 1:
             return found[0]
         if found:

@@ -28,6 +28,9 @@ _PLANE_AXES = {"sagittal": (1, 2), "coronal": (0, 2), "axial": (0, 1)}
 Direction = tuple[tuple[float, ...], ...]
 
 
+SLICE_POSITION = "slice_position_mm"
+"""Key of :attr:`Image.meta`: where a positioned slice lies along the normal of its plane, LPS."""
+
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in luminance (BT.601, full range)."""
 
@@ -154,7 +157,7 @@ def slice_geometry(
     origin: NDArray[Any],
     x_axis: NDArray[Any],
     y_axis: NDArray[Any],
-) -> tuple[Geometry, float]:
+) -> tuple[Geometry, float, float]:
     """The 2-D geometry of one slice of a 3-D space.
 
     The physical axes of the result are the two of L, P, S nearest to the slice. A tilted slice is turned into
@@ -169,7 +172,8 @@ def slice_geometry(
         y_axis: ``(3,)`` LPS direction in which the row index grows.
 
     Returns:
-        The geometry, and the tilt of the slice out of its plane in degrees.
+        The geometry, the tilt of the slice out of its plane in degrees, and where its centre lies along the normal of
+        that plane, LPS mm.
 
     Raises:
         ImageError: the axes are not perpendicular, or the slice is tilted by more than 30 degrees.
@@ -194,7 +198,8 @@ def slice_geometry(
     left, _, right = np.linalg.svd(axes[keep])
     direction = left @ right
     to_centre = np.asarray(spacing) * (np.asarray(shape[::-1]) - 1) / 2
-    centre = (np.asarray(origin, dtype=np.float64) + axes @ to_centre)[keep]
+    in_space = np.asarray(origin, dtype=np.float64) + axes @ to_centre
+    centre = in_space[keep]
     geometry = Geometry(
         shape=shape,
         spacing=(float(spacing[0]), float(spacing[1])),
@@ -202,7 +207,7 @@ def slice_geometry(
         direction=_as_direction(direction),
         plane=plane,
     )
-    return geometry, tilt
+    return geometry, tilt, float(in_space[PLANE_NORMALS[plane]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +218,7 @@ class Image:
         array: ``C *S`` float32, read-only; C is 1 (grey) or 3 (RGB). Values as in the file, not normalised.
         geometry: of the grid ``*S``.
         modality: what kind of scan it is.
-        dtype: the file's pixel type, as numpy names it, for writing it back.
+        dtype: the file's pixel type, as numpy names it, for writing it back; a float where the file scales its values.
         source: the file's name, without its folder.
         sha256: of the file, if there was one.
         meta: further facts about the file; never anything that identifies the patient.

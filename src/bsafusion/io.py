@@ -1,8 +1,8 @@
 """Reading and writing files: the only module that knows file formats.
 
-Formats are recognised by content, never by the file's name. Every problem with a file is an
-:class:`ImageError` with a one-line message that starts with the file's name. Outputs appear whole or not at
-all.
+Formats are recognised by content; only DICOM without its preamble needs its name, ``.dcm``. Every problem with
+a file is an :class:`ImageError` with a one-line message that starts with the file's name. Outputs appear whole
+or not at all.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,8 +35,8 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 
-from bsafusion.deformation import DeformationField
-from bsafusion.image import Geometry, Image, ImageError, Modality, check_size, slice_geometry
+from bsafusion.deformation import DeformationField, MovingFrame
+from bsafusion.image import SLICE_POSITION, Geometry, Image, ImageError, Modality, check_size, slice_geometry
 
 PathLike = str | os.PathLike[str]
 PixelType = Literal["uint8", "uint16"]
@@ -60,11 +61,15 @@ _OTHER_FORMATS = {
     b"NRRD": "an NRRD file",
 }
 _MODALITY_TAGS = {"MR": Modality.MRI, "CT": Modality.CT, "PT": Modality.PET, "NM": Modality.SPECT}
-_MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+_MM_PER_UNIT = (1.0, 1000.0, 1.0, 0.001)  # by NIfTI's code: unknown, m, mm, micron
 _NIFTI_CLASSES: dict[int, Any] = {1: nib.Nifti1Image, 2: nib.Nifti2Image}
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # NIfTI-1 keeps 80 bytes of free text: what a 4x4 matrix cannot say about a 2-D grid is kept there.
 _NOTE_PREFIX = "bsafusion "
+_NOTE_MOVING = ", into "  # of a field: the grid it leads into
+
+
+_Facts = dict[str, str | float]
 
 
 @dataclass(frozen=True)
@@ -287,14 +292,8 @@ def _open_nifti(path: Path) -> Iterator[Any]:
             yield _NIFTI_CLASSES[version].from_stream(content)
     except ImageError:
         raise
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        zlib.error,
-        nib.filebasedimages.ImageFileError,
-        nib.spatialimages.HeaderDataError,
-    ) as error:
+    # nibabel raises many types on damaged headers: KeyError, OverflowError, HeaderDataError.
+    except Exception as error:
         raise ImageError(f"damaged or unsupported NIfTI ({_one_line(error)}); export it again") from error
 
 
@@ -308,7 +307,9 @@ def _read_nifti(path: Path, slice_index: int | None) -> _Pixels:
         selection = [slice(None) if axis in (x, y) else (index if axis == through else 0) for axis in range(nifti.ndim)]
         array = np.asarray(nifti.dataobj[tuple(selection)])
         stored = nifti.get_data_dtype()
-        geometry, tilt = _nifti_geometry(nifti, x=x, y=y, through=through, index=index)
+        if (nifti.dataobj.slope, nifti.dataobj.inter) != (1, 0):
+            stored = array.dtype  # the values are not those that were stored
+        geometry, facts = _nifti_geometry(nifti, x=x, y=y, through=through, index=index)
     if array.dtype.names is not None:
         if array.dtype.names != ("R", "G", "B"):
             raise ImageError(f"NIfTI with pixels of {array.dtype}; expected numbers or RGB; convert it first")
@@ -318,9 +319,7 @@ def _read_nifti(path: Path, slice_index: int | None) -> _Pixels:
         raise ImageError("NIfTI with complex values; expected real ones; write the magnitude first")
     pixels = np.moveaxis(array, -1, 0) if array.ndim == 3 else array[None]
     meta: dict[str, str | float] = {} if through is None else {"slice_index": float(index)}
-    if tilt > 0.01:
-        meta["oblique_degrees"] = tilt
-    return _Pixels(pixels.swapaxes(1, 2), geometry, np.dtype(stored).name, meta=meta)
+    return _Pixels(pixels.swapaxes(1, 2), geometry, np.dtype(stored).name, meta=meta | facts)
 
 
 def _choose_slice(shape: tuple[int, ...], slice_index: int | None) -> tuple[tuple[int, int], int | None, int]:
@@ -348,32 +347,58 @@ def _choose_slice(shape: tuple[int, ...], slice_index: int | None) -> tuple[tupl
 def _lps_affine(nifti: Any) -> NDArray[np.float64]:
     """Homogeneous matrix from stored index (i, j, k) to LPS mm."""
     affine: NDArray[np.float64] = _LPS_FROM_RAS @ np.asarray(nifti.affine, dtype=np.float64)
-    affine[:3] *= _MM_PER_UNIT[nifti.header.get_xyzt_units()[0]]
+    code = int(nifti.header["xyzt_units"]) % 8  # the rest is of time
+    if code >= len(_MM_PER_UNIT):
+        raise ImageError(f"NIfTI with the unknown unit of length {code}; expected m, mm or micron; repair the header")
+    affine[:3] *= _MM_PER_UNIT[code]
     return affine
 
 
-def _nifti_geometry(nifti: Any, *, x: int, y: int, through: int | None, index: int) -> tuple[Geometry, float]:
+def _nifti_geometry(nifti: Any, *, x: int, y: int, through: int | None, index: int) -> tuple[Geometry, _Facts]:
     shape = (int(nifti.shape[y]), int(nifti.shape[x]))
     if through is None and _note(nifti) is not None:
-        return _flat_geometry(nifti, shape), 0.0
+        return _flat_geometry(nifti, shape), {}
     affine = _lps_affine(nifti)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     spacing = (float(lengths[x]), float(lengths[y]))
     if not (int(nifti.header["qform_code"]) or int(nifti.header["sform_code"])):
-        return replace(Geometry.picture(shape), physical=True, spacing=spacing), 0.0
+        return replace(Geometry.picture(shape), physical=True, spacing=spacing), {}
     origin = affine[:3, 3] + (0.0 if through is None else index * affine[:3, through])
-    geometry, tilt = slice_geometry(
-        shape=shape, spacing=spacing, origin=origin, x_axis=affine[:3, x], y_axis=affine[:3, y]
-    )
+    geometry, facts = _placed(shape, spacing, origin, affine[:3, x], affine[:3, y])
     if through is None and geometry.plane == "axial":
-        # ITK writes every 2-D image as if it were axial, whatever plane it was cut from.
-        geometry = replace(geometry, plane=None)
-    return geometry, tilt
+        # ITK writes every 2-D image as if it were axial and at 0, whatever plane it was cut from.
+        return replace(geometry, plane=None), {k: v for k, v in facts.items() if k != SLICE_POSITION}
+    return geometry, facts
+
+
+def _placed(
+    shape: tuple[int, int],
+    spacing: tuple[float, float],
+    origin: NDArray[np.float64],
+    x_axis: NDArray[np.float64],
+    y_axis: NDArray[np.float64],
+) -> tuple[Geometry, _Facts]:
+    """:func:`bsafusion.image.slice_geometry`, and what a 2-D geometry cannot say as facts for :attr:`Image.meta`."""
+    geometry, tilt, across = slice_geometry(shape=shape, spacing=spacing, origin=origin, x_axis=x_axis, y_axis=y_axis)
+    facts: _Facts = {SLICE_POSITION: round(across, 3)}
+    return geometry, facts | ({"oblique_degrees": tilt} if tilt > 0.01 else {})
+
+
+def _description(nifti: Any) -> str:
+    return bytes(nifti.header["descrip"].item()).split(b"\0")[0].decode("ascii", "replace")
 
 
 def _note(nifti: Any) -> str | None:
-    text = bytes(nifti.header["descrip"].item()).split(b"\0")[0].decode("ascii", "replace")
+    text = _description(nifti).partition(_NOTE_MOVING)[0]
     return text.removeprefix(_NOTE_PREFIX) if text.startswith(_NOTE_PREFIX) else None
+
+
+def _moving_frame(nifti: Any) -> MovingFrame | None:
+    """The grid that a field leads into, if its file says so."""
+    found = re.search(rf"{_NOTE_MOVING}(\d+(?:x\d+)+) (mm|pixels)$", _description(nifti))
+    if found is None or _note(nifti) is None:
+        return None
+    return MovingFrame(found[2] == "mm", tuple(int(n) for n in reversed(found[1].split("x"))))
 
 
 def _flat_geometry(nifti: Any, shape: tuple[int, ...]) -> Geometry:
@@ -401,7 +426,9 @@ def _flat_geometry(nifti: Any, shape: tuple[int, ...]) -> Geometry:
     return geometry
 
 
-def _nifti_bytes(array: NDArray[Any], geometry: Geometry, *, intent: str = "none") -> bytes:
+def _nifti_bytes(
+    array: NDArray[Any], geometry: Geometry, *, intent: str = "none", moving: MovingFrame | None = None
+) -> bytes:
     """A compressed NIfTI-1 file; ``array`` is stored as given, x, y[, z] first. Same input, same bytes."""
     n = len(geometry.shape)
     affine = np.eye(4)
@@ -415,6 +442,9 @@ def _nifti_bytes(array: NDArray[Any], geometry: Geometry, *, intent: str = "none
     nifti.header.set_intent(intent)
     place = "positioned" if geometry.positioned else "unpositioned"
     note = f"{geometry.plane or 'unknown'} {place}" if geometry.physical else "picture"
+    if moving is not None:
+        size = "x".join(str(n) for n in reversed(moving.shape))
+        note += f"{_NOTE_MOVING}{size} {'mm' if moving.physical else 'pixels'}"
     nifti.header["descrip"] = (_NOTE_PREFIX + note).encode("ascii")
     return gzip.compress(nifti.to_bytes(), mtime=0)
 
@@ -436,7 +466,7 @@ def _read_dicom(path: Path) -> _Pixels:
             check_size((int(dataset.Rows), int(dataset.Columns)))
             syntax = _check_decoder(dataset)
             array, dtype, meta = _dicom_array(dataset)
-            geometry, tilt = _dicom_geometry(dataset)
+            geometry, facts = _dicom_geometry(dataset)
         except ImageError:
             raise
         # pydicom raises nearly every type on damaged files.
@@ -444,9 +474,7 @@ def _read_dicom(path: Path) -> _Pixels:
             raise ImageError(f"damaged or unsupported DICOM ({_one_line(error)}); export it again") from error
     tag = str(dataset.get("Modality", ""))
     meta["transfer_syntax"] = syntax
-    if tilt > 0.01:
-        meta["oblique_degrees"] = tilt
-    return _Pixels(array, geometry, dtype, _MODALITY_TAGS.get(tag, Modality.UNKNOWN), meta)
+    return _Pixels(array, geometry, dtype, _MODALITY_TAGS.get(tag, Modality.UNKNOWN), meta | facts)
 
 
 def read_colormap(name: str) -> NDArray[np.float32]:
@@ -499,31 +527,27 @@ def _dicom_array(dataset: pydicom.Dataset) -> tuple[NDArray[Any], str, dict[str,
     if raw.ndim == 3:
         return np.moveaxis(raw, -1, 0), raw.dtype.name, meta
     array = apply_modality_lut(raw, dataset)
+    # A rescaled value is not one that was stored.
+    stored = raw.dtype.name if np.array_equal(array, raw) else "float64"
     if photometric == "MONOCHROME1":
         array = array.astype(np.float64)
         array = array.max() + array.min() - array
         meta["inverted"] = "MONOCHROME1: values mirrored so that more is brighter"
-    return array[None], raw.dtype.name, meta
+    return array[None], stored, meta
 
 
-def _dicom_geometry(dataset: pydicom.Dataset) -> tuple[Geometry, float]:
+def _dicom_geometry(dataset: pydicom.Dataset) -> tuple[Geometry, _Facts]:
     shape = (int(dataset.Rows), int(dataset.Columns))
     if not dataset.get("PixelSpacing"):
-        return Geometry.picture(shape), 0.0
+        return Geometry.picture(shape), {}
     # PixelSpacing is between rows (y), then between columns (x): DICOM PS3.3 10.7.1.3.
     y_spacing, x_spacing = (float(value) for value in dataset.PixelSpacing)
     spacing = (x_spacing, y_spacing)
     orientation, position = dataset.get("ImageOrientationPatient"), dataset.get("ImagePositionPatient")
     if not orientation or not position:
-        return replace(Geometry.picture(shape), physical=True, spacing=spacing), 0.0
+        return replace(Geometry.picture(shape), physical=True, spacing=spacing), {}
     cosines = np.asarray(orientation, dtype=np.float64)
-    return slice_geometry(
-        shape=shape,
-        spacing=spacing,
-        origin=np.asarray(position, dtype=np.float64),
-        x_axis=cosines[:3],
-        y_axis=cosines[3:],
-    )
+    return _placed(shape, spacing, np.asarray(position, dtype=np.float64), cosines[:3], cosines[3:])
 
 
 # --- writing ---------------------------------------------------------------------
@@ -563,26 +587,29 @@ def write_between(path: PathLike, begin: str, end: str, content: str) -> None:
 
 
 @contextmanager
-def atomic_folder(out: PathLike, *, overwrite: bool = False, marker: str = "report.json") -> Iterator[Path]:
+def atomic_folder(
+    out: PathLike, *, overwrite: bool = False, marker: str = "report.json", holds: Collection[str] = ()
+) -> Iterator[Path]:
     """Give a temporary folder beside ``out``; rename it to ``out`` if all went well, remove it otherwise.
 
     Args:
         out: the folder to make. Its parents are made as needed.
-        overwrite: replace an existing folder, but only one that holds ``marker``: a wrong path must not cost
-            the user's own files.
+        overwrite: replace an existing folder, but only one that holds ``marker``, and nothing that is not among
+            ``holds``: a wrong path must not cost the user's own files.
         marker: the file by which a result folder is known.
+        holds: names of the files that a result may have.
 
     Raises:
         FileExistsError: ``out`` is in the way and may not be replaced.
     """
     out = Path(out)
-    _check_replaceable(out, overwrite=overwrite, marker=marker)
+    _check_replaceable(out, overwrite, marker, holds)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(out)
     temporary.mkdir()
     try:
         yield temporary
-        _check_replaceable(out, overwrite=overwrite, marker=marker)
+        _check_replaceable(out, overwrite, marker, holds)
         if out.exists():
             old = _temporary_sibling(out)
             os.replace(out, old)
@@ -594,7 +621,7 @@ def atomic_folder(out: PathLike, *, overwrite: bool = False, marker: str = "repo
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_replaceable(out: Path, *, overwrite: bool, marker: str) -> None:
+def _check_replaceable(out: Path, overwrite: bool, marker: str, holds: Collection[str]) -> None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise FileExistsError(f"{out} is a file or a link; expected a folder to make; choose another path")
     if not out.exists() or not any(out.iterdir()):
@@ -603,6 +630,11 @@ def _check_replaceable(out: Path, *, overwrite: bool, marker: str) -> None:
         raise FileExistsError(f"{out} exists and is not empty; choose another folder or allow overwriting")
     if not (out / marker).is_file():
         raise FileExistsError(f"{out} has no {marker}, so it is not a result folder; remove it or choose another")
+    names = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    others = [name for name in names if name not in {marker, *holds}]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise FileExistsError(f"{out} holds {others[0]}{more}, which is no part of a result; move it away first")
 
 
 def write_json(path: PathLike, data: Any) -> None:
@@ -735,10 +767,11 @@ def read_deformation(path: PathLike) -> DeformationField:
                 )
             vectors = np.asarray(nifti.dataobj, dtype=np.float64).reshape(*nifti.shape[:n], n)
             geometry = _flat_geometry(nifti, tuple(int(size) for size in reversed(nifti.shape[:n])))
+            moving = _moving_frame(nifti)
         millimetres = vectors.transpose(*reversed(range(n)), n)
         to_voxels = np.linalg.inv(geometry.matrix()[:n, :n])
         voxels = np.moveaxis(millimetres @ to_voxels.T, -1, 0).astype(np.float32)
-        return DeformationField(torch.from_numpy(np.ascontiguousarray(voxels)), geometry)
+        return DeformationField(torch.from_numpy(np.ascontiguousarray(voxels)), geometry, moving)
     except ImageError as error:
         raise ImageError(f"{path.name}: {error}") from error
     except (OSError, ValueError) as error:
@@ -763,6 +796,6 @@ def write_deformation(path: PathLike, field: DeformationField) -> None:
     millimetres = voxels @ field.geometry.matrix()[:n, :n].T
     stored = millimetres.transpose(*reversed(range(n)), n).astype(np.float32)
     layout = stored.reshape(*stored.shape[:n], *[1] * (4 - n), n)
-    content = _nifti_bytes(layout, field.geometry, intent="vector")
+    content = _nifti_bytes(layout, field.geometry, intent="vector", moving=field.moving)
     with write_whole(path) as temporary:
         temporary.write_bytes(content)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from bsafusion import weights
 from bsafusion.colour import check_hue, colourise, overlay, recolour, split_colour, steer
 from bsafusion.datasets import TASKS
-from bsafusion.deformation import DeformationField, identity_grid, jacobian_determinant
-from bsafusion.image import Image, ImageError, Modality, luma_of
+from bsafusion.deformation import DeformationField, jacobian_determinant
+from bsafusion.image import Geometry, Image, ImageError, Modality, luma_of
 from bsafusion.io import (
     COLORMAPS,
     PixelType,
@@ -33,7 +33,15 @@ from bsafusion.models.alignment import Alignment
 from bsafusion.models.bsafusion import BSAFusion, Matched, Output
 from bsafusion.models.representation import MODALITIES, Representation
 from bsafusion.plain_fusion import FUSIONS
-from bsafusion.preprocessing import apply_field, fit_intensity, match_grids, resample_to_grid, total_field
+from bsafusion.preprocessing import (
+    apply_field,
+    fit_intensity,
+    has_partner,
+    match_grids,
+    resample_to_grid,
+    slices_apart,
+    total_field,
+)
 from bsafusion.refinement import MOST_STEPS, Refinement
 from bsafusion.report import (
     ALIGN_AND_FUSE,
@@ -60,6 +68,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "colormap": (NO_COLORMAP, *COLORMAPS),
 }
 """The options of :class:`FuseOptions` that are names, and the names that they take, the default first."""
+FILES = (
+    *("fused.png", "fused.nii.gz", "aligned.png", "aligned.nii.gz", "deformation.nii.gz"),
+    *("overview.png", "report.html", "report.json"),
+)
+"""What a result folder may hold."""
 CLIPPED = 0.5 / 255
 """Beyond [0, 1] by more than half a level of 8 bits, a channel counts as clipped; less is rounding."""
 
@@ -272,7 +285,7 @@ class FusionResult:
         pictures: list[tuple[str, Array, tuple[float, float], PixelType]] = [("aligned", self.aligned, spread, depth)]
         if self.fused is not None:
             pictures.append(("fused", self.fused, (0.0, 1.0), _fused_depth(self.fixed, self.moving)))
-        with atomic_folder(out, overwrite=overwrite) as folder:
+        with atomic_folder(out, overwrite=overwrite, holds=FILES) as folder:
             for name, array, shown, kind in pictures:
                 write_image(folder / f"{name}.png", array, value_range=shown, dtype=kind)
                 if self.fixed.geometry.physical:
@@ -351,6 +364,9 @@ def fuse(
     model = model or load_model()
     check_options(model, options)
     match = match_grids(fixed.geometry, moving.geometry)
+    apart = slices_apart(fixed, moving)
+    if apart is not None and apart > 1:
+        match = replace(match, note=f"{match.note} By their positions the two slices are {apart:.0f} mm apart.")
     shape = fixed.geometry.shape
     on_grid = resample_to_grid(moving.array, match, shape)
     luma_fixed = _unit_luma(fixed, fixed.array)
@@ -370,9 +386,16 @@ def fuse(
     if not options.align_only:
         drawn = out.fused[0, 0].float().cpu().numpy() if isinstance(out, Output) else None
         fused, colour = _picture(options, fixed, moving, carried, drawn)
-    evidence = measure_evidence(out, luma_fixed, aligned_already=options.aligned)
+    partner = has_partner(displacement, match, moving.geometry)
+    evidence = measure_evidence(out, luma_fixed, partner=partner, aligned_already=options.aligned)
     status, reasons = verdict(evidence, max(shape), trust=model.trust)
-    chosen, how = _task(task, moving, out.representation)
+    if fixed.modality != Modality.MRI:
+        status = "suspect"
+        reasons = [
+            f"the fixed image is a {fixed.modality.upper()} by its file; the network knows MRI there: swap the images",
+            *reasons,
+        ]
+    chosen, how = _task(task, fixed, moving, out.representation)
     note = model.trust_note
     unusual = [name for name, used in (("refinement", options.refine), ("mirror images", options.mirrored)) if used]
     if unusual and model.trust is not None:
@@ -510,10 +533,12 @@ def _unit_luma(image: Image, array: Array) -> Array:
     return np.clip(luma_of(fit_intensity(image).to_unit(array)), 0, 1).astype(np.float32)
 
 
-def _task(task: str, moving: Image, representation: Representation) -> tuple[str, str]:
+def _task(task: str, fixed: Image, moving: Image, representation: Representation) -> tuple[str, str]:
     """The task and where it comes from."""
     if task != AUTO:
         return task, "request"
+    if fixed.modality != Modality.MRI:
+        return f"{moving.modality}-{fixed.modality}", "file"
     for name, modality in TASKS.items():
         if moving.modality == modality:
             return name, "file"
@@ -525,19 +550,26 @@ def _task(task: str, moving: Image, representation: Representation) -> tuple[str
     return name, f"network ({float(odds[index]):.0%} sure)"
 
 
-def measure_evidence(out: Output | Matched, luma_fixed: Array, *, aligned_already: bool = False) -> Evidence:
+def measure_evidence(
+    out: Output | Matched,
+    luma_fixed: Array,
+    *,
+    partner: NDArray[np.bool_] | None = None,
+    aligned_already: bool = False,
+) -> Evidence:
     """The evidence of one network output (batch of one) for a fixed luminance ``H W`` in [0, 1].
 
-    Of images that were taken as aligned there is no similarity after alignment.
+    Args:
+        partner: ``H W``, from :func:`bsafusion.preprocessing.has_partner`; left out for two images on one grid.
+        aligned_already: of images that were taken as aligned there is no similarity after alignment.
     """
     alignment = out.alignment
     displacement = alignment.displacement.float().cpu()
     mask = torch.from_numpy(head_mask(luma_fixed * 255))
-    shape = (mask.shape[0], mask.shape[1])
     size = displacement[0].norm(dim=0)
-    partner = identity_grid(shape, displacement) + displacement[0]
-    limits = torch.tensor(shape, dtype=partner.dtype).view(2, 1, 1) - 1
-    outside = ((partner < -0.5) | (partner > limits + 0.5)).any(0)
+    if partner is None:
+        grid = Geometry.picture(tuple(mask.shape))
+        partner = has_partner(displacement[0], match_grids(grid, grid), grid)
 
     def inside(values: torch.Tensor | None) -> torch.Tensor | None:
         return None if values is None else values[0, 0].float().cpu()[mask]
@@ -556,7 +588,7 @@ def measure_evidence(out: Output | Matched, luma_fixed: Array, *, aligned_alread
         displacement_mean=float(size[mask].mean()),
         displacement_max=float(size[mask].max()),
         folded_share=float((jacobian_determinant(displacement) <= 0).float().mean()),
-        outside_share=float(outside[mask].float().mean()),
+        outside_share=float((~partner[mask.numpy()]).mean()),
         similarity_low=low,
         similarity_spread=None if mean_after is None or low is None else mean_after - low,
         nonaffine_mean=_nonaffine_mean(displacement[0], mask),

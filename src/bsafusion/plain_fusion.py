@@ -49,7 +49,7 @@ def laplacian(fixed: Array, moving: Array) -> Array:
 
     P. J. Burt and E. H. Adelson, "The Laplacian Pyramid as a Compact Image Code", IEEE Trans. Commun. 31 (1983),
     with a = 0.4; fusion by selection of coefficients after P. J. Burt, "The Pyramid as a Structure for Efficient
-    Computation" (1984). Four levels (fewer for images under 64 pixels a side), borders mirrored; what selection
+    Computation" (1984). Four levels (three for a side of 32 pixels), borders mirrored; what selection
     carries beyond [0, 1] is clipped. Arguments and errors as in :func:`maximum`.
     """
     a, b = _checked(fixed, moving)

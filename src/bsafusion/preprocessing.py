@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bsafusion.deformation import DeformationField, identity_grid, sample
-from bsafusion.image import Geometry, Image, ImageError
+from bsafusion.deformation import DeformationField, MovingFrame, identity_grid, sample
+from bsafusion.image import SLICE_POSITION, Geometry, Image, ImageError
 
 Values = TypeVar("Values", NDArray[np.float32], Tensor)
 IntensityMethod = Literal["auto", "minmax", "percentile"]
@@ -298,14 +298,33 @@ def total_field(displacement: Tensor, match: GridMatch, fixed: Geometry, moving:
     there = grid + displacement.detach().cpu().double().numpy()
     matrix = np.linalg.inv(fixed.matrix()) @ moving.matrix() @ match.homogeneous()
     total = (_map_points(matrix, there) - grid).astype(np.float32)
-    return DeformationField(torch.from_numpy(total), fixed)
+    return DeformationField(torch.from_numpy(total), fixed, MovingFrame.of(moving))
+
+
+def slices_apart(fixed: Image, moving: Image) -> float | None:
+    """Millimetres between two slices, across them, by the positions in their files; None where one has none.
+
+    Two scanners rarely share their origin, so this is for the reader to judge.
+    """
+    places = [image.meta.get(SLICE_POSITION) for image in (fixed, moving)]
+    if fixed.geometry.plane != moving.geometry.plane or None in places:
+        return None
+    return abs(float(places[0] or 0) - float(places[1] or 0))
+
+
+def has_partner(displacement: Tensor, match: GridMatch, moving: Geometry) -> NDArray[np.bool_]:
+    """Whether what a voxel of the fixed grid shows lies inside the moving frame, ``*S``; arguments as in
+    :func:`total_field`."""
+    there = _grid(tuple(displacement.shape[1:])) + displacement.detach().cpu().double().numpy()
+    return _inside(np.moveaxis(_map_points(match.homogeneous(), there), 0, -1), moving.shape)
 
 
 def apply_field(field: DeformationField, image: Image, *, nearest: bool = False) -> NDArray[np.float32]:
     """Carry an image of the moving scan to the fixed grid, ``C *S`` float32.
 
-    The image is sampled on its own grid at ``T(p)`` for each fixed voxel, so it may have another resolution
-    than the moving image the field was made with. Outside its frame the result is its minimum.
+    The image is sampled on its own grid at ``T(p)`` for each fixed voxel, so one with millimetres may have another
+    resolution than the moving image the field was made with; a picture must have the same size. Outside its frame the
+    result is its minimum.
 
     Args:
         field: from :func:`total_field` or read from a file.
@@ -313,7 +332,8 @@ def apply_field(field: DeformationField, image: Image, *, nearest: bool = False)
         nearest: for label maps.
 
     Raises:
-        ImageError: field and image have different numbers of axes, or show different planes.
+        ImageError: field and image have different numbers of axes, show different planes, or do not meet; the image is
+            a picture where the field leads into millimetres, or the other way, or a picture of another size.
     """
     if len(image.geometry.shape) != len(field.geometry.shape):
         raise ImageError(
@@ -323,6 +343,15 @@ def apply_field(field: DeformationField, image: Image, *, nearest: bool = False)
     planes = (field.geometry.plane, image.geometry.plane)
     if all(planes) and planes[0] != planes[1]:
         raise ImageError(f"the field is {planes[0]}, the image {planes[1]}; expected one plane")
+    made_for, given = field.moving, MovingFrame.of(image.geometry)
+    if made_for is not None and (
+        made_for.physical != given.physical or not (given.physical or made_for.shape == given.shape)
+    ):
+        what_to_do = "give it its millimetres" if made_for.physical else "bring it to those pixels, as a picture"
+        raise ImageError(f"the field leads into {made_for}, the image is {given}; {what_to_do}")
     there = _grid(field.geometry.shape) + field.displacement.double().numpy()
     matrix = np.linalg.inv(image.geometry.matrix()) @ field.geometry.matrix()
-    return _sample_points(image.array, _map_points(matrix, there), nearest=nearest)
+    points = _map_points(matrix, there)
+    if not _inside(np.moveaxis(points, 0, -1), given.shape).any():
+        raise ImageError("no part of the image falls on the field's grid; check that it shows the moving scan")
+    return _sample_points(image.array, points, nearest=nearest)

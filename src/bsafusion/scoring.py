@@ -310,13 +310,18 @@ def match_folders(fixed: Path, moving: Path, fused: Path) -> list[Row]:
     return [Row(name, found[fixed][name], found[moving][name], found[fused][name]) for name in names]
 
 
+def image_name(path: Path) -> str:
+    """A file's name less the suffix of an image format; an id with dots keeps them."""
+    suffix = next((end for end in _SUFFIXES if path.name.lower().endswith(end)), "")
+    return path.name[: len(path.name) - len(suffix)]
+
+
 def _images(folder: Path) -> dict[str, Path]:
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        suffix = next((end for end in _SUFFIXES if path.name.lower().endswith(end)), "")
-        if path.name.startswith(".") or not path.is_file() or (path.suffix and not suffix):
+        name = image_name(path)
+        if path.name.startswith(".") or not path.is_file() or (path.suffix and name == path.name):
             continue
-        name = path.name[: len(path.name) - len(suffix)]
         if name in images:
             raise ScoringError(
                 f"{folder}: {images[name].name} and {path.name} have one name; expected one image a name; rename one"

@@ -32,6 +32,7 @@ LARGEST_TEXT = 200 * 2**20
 """Bytes of a report or report page that is read at all."""
 
 Array = NDArray[Any]
+Written = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,7 +303,7 @@ class Library:
             check_root(root)
         self._roots = tuple(root.resolve() for root in roots)
         self._entries: dict[str, Entry] = {}
-        self._views: dict[str, View] = {}
+        self._views: dict[str, tuple[View, Written]] = {}
         self._lock = threading.Lock()
         self.scan()
 
@@ -320,10 +321,10 @@ class Library:
 
     def add(self, folder: Path, view: View) -> Entry:
         """Take in what has just been fused."""
-        entry = Entry(_key(folder), view.name, folder)
+        entry, written = Entry(_key(folder), view.name, folder), _written(folder)
         with self._lock:
             self._entries[entry.key] = entry
-            self._remember(entry.key, view)
+            self._remember(entry.key, view, written)
         return entry
 
     def entry(self, key: str) -> Entry:
@@ -338,20 +339,27 @@ class Library:
             KeyError, ValueError, OSError: see :meth:`entry` and :func:`read_view`.
         """
         entry = self.entry(key)
+        written = _written(entry.folder)
         with self._lock:
             known = self._views.get(key)
-        if known is not None:
-            return known
+        if known is not None and known[1] == written:
+            return known[0]
         view = read_view(entry.folder)
         with self._lock:
-            self._remember(key, view)
+            self._remember(key, view, written)
         return view
 
-    def _remember(self, key: str, view: View, most: int = 3) -> None:
+    def _remember(self, key: str, view: View, written: Written, most: int = 3) -> None:
         self._views.pop(key, None)
-        self._views[key] = view
+        self._views[key] = view, written
         while len(self._views) > most:
             self._views.pop(next(iter(self._views)))
+
+
+def _written(folder: Path) -> Written:
+    """Tells a result from one that is made again in the same folder."""
+    stat = (folder / REPORT).stat()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _key(folder: Path) -> str:
