@@ -8,17 +8,17 @@ after both images were brought to the middle by the first pass; that second pass
 Writes ``results/inference.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (c504fad49891), 60 val pairs, draws: 1.
+Budget: no training; weights default (fce134f939e3), 60 val pairs, draws: 1.
 
                    paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  large CT  large PET  large SPECT
 before alignment       3.84       3.80         3.72      7.28       8.63         7.58     21.37      24.58        22.10
-to affine              3.41       3.71         3.81      2.10       2.31         3.08      4.54       5.38         6.09
-to 1/16                2.77       2.85         3.10      1.93       1.74         2.92      3.75       4.27         4.87
-to 1/8                 2.51       2.53         3.06      1.86       1.51         2.89      3.26       3.73         4.56
-all steps              2.37       2.47         3.06      1.85       1.55         2.92      2.96       3.58         4.53
-and mirrored           2.30       2.44         3.01      1.77       1.41         2.88      2.87       3.58         4.43
-and a second pass      2.69       2.59         3.40      2.41       1.97         3.47      2.94       3.52         4.63
-and half of it         2.46       2.46         3.17      2.08       1.70         3.15      2.87       3.48         4.52
+to affine              3.47       3.55         3.59      1.99       2.11         2.87      4.65       5.23         6.00
+to 1/16                2.77       2.77         3.05      1.80       1.54         2.75      3.69       4.19         4.87
+to 1/8                 2.48       2.49         3.02      1.76       1.33         2.78      3.26       3.77         4.70
+all steps              2.36       2.43         3.02      1.76       1.37         2.81      2.98       3.63         4.68
+and mirrored           2.30       2.41         2.99      1.70       1.23         2.71      2.88       3.55         4.42
+and a second pass      2.60       2.57         3.37      2.32       1.88         3.36      2.96       3.52         4.78
+and half of it         2.41       2.43         3.13      1.98       1.56         3.04      2.89       3.50         4.67
 
 Mean endpoint error inside the head, pixels, against the known fields. A second pass is composed with the
 first on both sides of the middle.

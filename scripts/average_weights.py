@@ -3,7 +3,8 @@
     python scripts/average_weights.py A.safetensors B.safetensors SHARE -o OUT.safetensors
 
 Where B was trained on from A with other weights of the loss, the point between them is a compromise of both aims that
-costs no training (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022).
+costs no training (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022). Parameters that only B has, of a
+network that grew, are B's.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
     (one, record), (other, _) = weights.load(args.first), weights.load(args.second)
-    if one.cfg != other.cfg:
-        parser.error("the two files hold networks of different shapes")
     state, target = one.state_dict(), other.state_dict()
-    mixed = {k: v.lerp(target[k], args.share) if v.is_floating_point() else v for k, v in state.items()}
+    if any(name not in target or target[name].shape != value.shape for name, value in state.items()):
+        parser.error("the first file holds a network of another shape; expected that of the second, or a smaller one")
+    mixed = {
+        name: state[name].lerp(value, args.share) if name in state and value.is_floating_point() else value
+        for name, value in target.items()
+    }
     weights.save(
         args.out.parent,
         args.out.stem,
         mixed,
-        preset=one.cfg.preset,
-        config=one.cfg.to_dict(),
+        preset=other.cfg.preset,
+        config=other.cfg.to_dict(),
         tasks=record.tasks,
         data=record.data,
         steps=record.steps,

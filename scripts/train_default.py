@@ -6,7 +6,7 @@ Every stage starts from the best weights of the one before and is kept in a fold
 call ends in time, with a checkpoint; the same command goes on from there. When all is trained, RUN/summary.json tells
 the mean endpoint errors on ``val`` (pixels, one draw with a fixed seed) of the weights it started from and of its own,
 and RUN/default.safetensors holds the result. The options are those of the last runs of the shipped weights
-(docs/training.md); fusion has half of their weight on highlights, because nothing is averaged here.
+(docs/training.md), except that fusion has a weight on highlights between those of its last two: nothing is averaged.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ ONLY_PAPER = Mix(own_contrast=0.0, misalignments=(("paper", 1.0),))
 STAGES = {
     "alignment": TrainingCfg(
         parts="alignment",
-        steps=5800,
+        steps=4200,
         lr=1.5e-3,
         warmup=100,
-        validate_every=1500,
+        validate_every=1400,
         mix=Mix(
             own_contrast=0.1,
-            tasks=(0.9, 1.0, 1.2),
+            tasks=(0.9, 1.0, 1.3),
             misalignments=(("paper", 0.6), ("rigid", 0.15), ("large", 0.25)),
             pose=POSE,
             between=0.3,
@@ -48,24 +48,23 @@ STAGES = {
     ),
     "fusion": TrainingCfg(
         parts="fusion",
-        steps=260,
-        lr=8e-4,
+        steps=700,
+        lr=1e-3,
         warmup=20,
-        crop=208,
-        validate_every=130,
+        validate_every=350,
         mix=ONLY_PAPER,
         weights=LossWeights(
-            information=1.7, fidelity=0.9, structure=1.6, visibility=0.45, edge=3.0, intensity=2.0, highlight=7.0
+            information=1.7, fidelity=0.9, structure=2.0, visibility=0.5, edge=3.3, intensity=2.0, highlight=12.0
         ),
     ),
     "assessment": TrainingCfg(
         parts="assessment",
-        steps=600,
+        steps=450,
         batch=32,
         optimizer="adamw",
         weight_decay=1e-2,
         warmup=50,
-        validate_every=300,
+        validate_every=450,
         mix=Mix(
             own_contrast=0.1,
             misalignments=(("paper", 0.3), ("rigid", 0.2), ("large", 0.5)),

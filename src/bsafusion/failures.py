@@ -16,7 +16,7 @@ from torch import Tensor
 from bsafusion.datasets import Batch, Misalignment, Mix, PairSet, blur, draw_batch, smooth_noise
 from bsafusion.deformation import warp
 
-SHARES = {"as drawn": 0.46, "deformed": 0.24, "other patient": 0.14, "cut": 0.1, "texture": 0.06}
+SHARES = {"as drawn": 0.42, "deformed": 0.28, "other patient": 0.14, "cut": 0.1, "texture": 0.06}
 """What becomes of the pairs of a batch."""
 
 BEYOND = (

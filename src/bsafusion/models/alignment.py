@@ -32,7 +32,7 @@ from bsafusion.models.representation import Representation
 
 Direction = Literal["both", "forward", "reverse"]
 SIMILARITY_STRIDE = 4  # of the descriptors whose likeness is reported
-ASSESSMENT_STRIDES = (8, 16)  # of the descriptors by which the whole result is judged
+ASSESSMENT_STRIDES = (4, 8, 16)  # of the descriptors by which the whole result is judged
 STEP_STRIDES = {"affine": STRIDE, "1/16": 16, "1/8": 8, "1/4": 4, "1/2": 2, "1/1": 1}
 
 

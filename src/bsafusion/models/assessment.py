@@ -1,7 +1,7 @@
 """How far a field is off, judged from the aligned pair as a whole: one number, in pixels.
 
 The map of expected errors is a sum of local opinions, made before the last step had moved anything. This small head
-looks again once all is aligned: how well the descriptors of both images fit in a window around each point, at two
+looks again once all is aligned: how well the descriptors of both images fit in a window around each point, at three
 strides; whether the window would rather have them elsewhere; the map of expected errors and the shape of the field. It
 is trained when the alignment is finished, on results that went wrong in many ways (``failures``), and changes nothing
 of it.

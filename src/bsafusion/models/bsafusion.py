@@ -71,7 +71,7 @@ def default() -> BSAFusionCfg:
     """Ours: what a user gets."""
     # What came after the first weights is off unless a record says otherwise, so that those can still be read.
     return BSAFusionCfg(
-        representation=RepresentationCfg(cross_blocks=2), alignment=AlignmentCfg(carry=True, assessment=32)
+        representation=RepresentationCfg(cross_blocks=4), alignment=AlignmentCfg(carry=True, assessment=32)
     )
 
 
