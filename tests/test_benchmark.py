@@ -169,7 +169,6 @@ def test_ids_must_name_folders_and_be_unique(pairs_csv: Path, tmp_path: Path) ->
     [
         ({"suites": ("paper", "huge")}, "suites paper, huge: choose from paper, rigid, large, corrupted"),
         ({"suites": ()}, "no suite is left"),
-        ({"fusions": ()}, "no fusion is left"),
         ({"fusions": ("maximum", "maximum")}, "each at most once"),
         ({"reference": "guess"}, "unknown reference 'guess'; expected truth or aligned"),
         ({"draws": 0}, "draws is 0; expected at least 1"),

@@ -187,6 +187,14 @@ def test_scores_are_kept_until_their_files_change(
     assert len(scored) == 2  # both fusions of this pair, of its one draw
 
 
+def test_without_plain_fusions_a_registration_keeps_its_errors(pairs_csv: Path, tmp_path: Path) -> None:
+    bare = Benchmark(pairs_csv, replace(CFG, fusions=()))
+    predict(bare, tmp_path)
+    rows = rows_of(bare, tmp_path)
+    assert {(r["suite"], r["id"]) for r in rows} == {(c.suite, c.id) for c in bare.cases(1)}
+    assert all(row["fusion"] == "" and row["error"] > 0 and row["qabf"] is None for row in rows)
+
+
 def test_processes_score_as_one_does(pairs_csv: Path, benchmark: Benchmark, tmp_path: Path) -> None:
     predict(benchmark, tmp_path)
     alone = rows_of(benchmark, tmp_path)

@@ -141,8 +141,8 @@ class EvaluationCfg:
             unknown = [name for name in names if name not in known]
             if unknown or len(set(names)) < len(names):
                 raise EvaluationError(f"{what}s {', '.join(names)}: choose from {', '.join(known)}, each at most once")
-            if not names:
-                raise EvaluationError(f"no {what} is left; choose from {', '.join(known)}")
+        if not self.suites:
+            raise EvaluationError(f"no suite is left; choose from {', '.join(SUITES)}")
         if self.reference not in get_args(Reference):
             raise EvaluationError(f"unknown reference {self.reference!r}; expected {' or '.join(get_args(Reference))}")
         counts = {"draws": self.draws, "competitor draws": self.competitor_draws, "jobs": self.jobs}

@@ -589,12 +589,14 @@ def _score_predictions(benchmark: Benchmark, root: Path, method: Method, cases: 
             "inverse": None if inverse is None else inverse_consistency(displacement, inverse, mask).mean,
             "folds": folds(displacement).share,
         }
-        for fusion in (NETWORK_FUSION, *benchmark.cfg.fusions):
-            path = fused_file(folder, fusion)
-            if path.is_file():
-                fused, _ = grey_levels(read_image(path))
-                values = fusion_metrics(fixed, moving, fused, PAPER_METRICS)
-                rows.append({**of_field, "fusion": fusion, **values})
+        files = {name: fused_file(folder, name) for name in (NETWORK_FUSION, *benchmark.cfg.fusions)}
+        there = {name: path for name, path in files.items() if path.is_file()}
+        for fusion, path in there.items():
+            fused, _ = grey_levels(read_image(path))
+            values = fusion_metrics(fixed, moving, fused, PAPER_METRICS)
+            rows.append({**of_field, "fusion": fusion, **values})
+        if not there:  # a registration, and no plain fusion is asked for
+            rows.append(of_field)
     if len(residuals) > 1:
         consistency = draw_consistency(residuals, mask)
         rows = [{**row, "consistency": consistency} for row in rows]
