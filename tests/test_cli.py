@@ -635,6 +635,13 @@ def test_train_stops_goes_on_and_ends_where_one_run_ends(tmp_path: Path, pairs_f
         assert record["sha256"] == file_sha256(tmp_path / f"whole/{name}.safetensors")
 
 
+def test_training_counts_the_steps_that_it_was_set_to(tmp_path: Path, pairs_file: Path) -> None:
+    settings = ("--set", "training.steps=1", "--set", "training.log_every=1")
+    done = run("train", pairs_file, "-o", tmp_path / "run", "--batch", "1", *SMALL, *settings)
+    assert done.exit_code == 0, done.output
+    assert done.stderr.startswith("step 1/1  ")
+
+
 def test_what_was_trained_can_be_used(tmp_path: Path, pairs_file: Path, good: tuple[Path, Path]) -> None:
     trained = run("train", pairs_file, "-o", tmp_path / "run", "--steps", "1", "--batch", "1", *SMALL)
     assert trained.exit_code == 0, trained.output

@@ -238,6 +238,7 @@ def test_nifti_slice_of_a_volume(tmp_path: Path, rng: np.random.Generator, suffi
     # RAS (10 - 0.5 i, 20 + 2 j) is LPS (-10 + 0.5 i, -20 - 2 j)
     np.testing.assert_allclose(image.geometry.index_to_physical(np.array([3, 4])), [-8, -26])
     assert (image.dtype, image.meta["slice_index"]) == ("int16", 5)
+    assert image.meta["slice_position_mm"] == 30 + 5 * 3
     with pytest.raises(ImageError, match=r"3-D volume of shape \(60, 48, 7\).*--fixed-slice K"):
         read_image(path)
     with pytest.raises(ImageError, match=r"slice_index=7 .* expected 0\.\.6"):

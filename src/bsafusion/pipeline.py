@@ -388,13 +388,7 @@ def fuse(
         fused, colour = _picture(options, fixed, moving, carried, drawn)
     partner = has_partner(displacement, match, moving.geometry)
     evidence = measure_evidence(out, luma_fixed, partner=partner, aligned_already=options.aligned)
-    status, reasons = verdict(evidence, max(shape), trust=model.trust)
-    if fixed.modality != Modality.MRI:
-        status = "suspect"
-        reasons = [
-            f"the fixed image is a {fixed.modality.upper()} by its file; the network knows MRI there: swap the images",
-            *reasons,
-        ]
+    status, reasons = verdict(evidence, max(shape), trust=model.trust, fixed=fixed.modality)
     chosen, how = _task(task, fixed, moving, out.representation)
     note = model.trust_note
     unusual = [name for name, used in (("refinement", options.refine), ("mirror images", options.mirrored)) if used]

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from bsafusion.deformation import warp
-from bsafusion.image import Image
+from bsafusion.image import Image, Modality
 from bsafusion.preprocessing import GridMatch
 from bsafusion.trust import OFF, Calibration
 
@@ -76,12 +76,18 @@ class Limits:
 
 
 def verdict(
-    evidence: Evidence, longer_side: int, limits: Limits | None = None, *, trust: Calibration | None = None
+    evidence: Evidence,
+    longer_side: int,
+    limits: Limits | None = None,
+    *,
+    trust: Calibration | None = None,
+    fixed: Modality = Modality.MRI,
 ) -> tuple[str, list[str]]:
     """``("ok", [])`` or ``("suspect", reasons)``, each reason with what was measured and what was expected.
 
     ``trust``: the calibration of the weights (:mod:`bsafusion.trust`); without it, or where the evidence lacks what it
-    needs (nothing was aligned), limits on the expected error and the similarity take its place.
+    needs (nothing was aligned), limits on the expected error and the similarity take its place. ``fixed``: what kind of
+    scan the fixed image is.
     """
     limits = limits or Limits()
     measured = asdict(evidence)
@@ -99,6 +105,10 @@ def verdict(
         reasons.append(f"the field folds in {evidence.folded_share:.2%} of the pixels")
     if evidence.outside_share > limits.outside_share:
         reasons.append(f"{evidence.outside_share:.0%} of the head lies outside the moving image")
+    if fixed != Modality.MRI:
+        reasons.append(
+            f"the fixed image is a {fixed.upper()} by its file; the network knows MRI there: swap the images"
+        )
     return ("suspect" if reasons else "ok"), reasons
 
 
