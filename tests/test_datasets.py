@@ -28,6 +28,7 @@ from bsafusion.datasets import (
     draw_batch,
     read_pairs,
     remap_contrast,
+    shade,
     smooth_noise,
     validation_batch,
 )
@@ -349,7 +350,35 @@ def test_slices_between_are_mixed_alike_in_both_images(train: PairSet) -> None:
         assert torch.equal(image[~mixed], torch.ones_like(image[~mixed]))
 
 
-@pytest.mark.parametrize("name", ["own_contrast", "between", "contrast", "cut"])
+def test_slices_apart_are_mixed_by_parts_of_their_own(train: PairSet) -> None:
+    data = PairSet([replace(p, task="ct-mri", case="a") for p in train.pairs[:2]], side=SIDE)
+    for dark_then_bright in (data.fixed, data.moving, data.mask):
+        dark_then_bright[0] = 0
+        dark_then_bright[1] = 255 if dark_then_bright is not data.mask else 1
+    mix = Mix(own_contrast=0, pose=Misalignment(), between=1.0, apart=0.5)
+    batch = draw_batch(data, 64, mix, seeded(), device=CPU)
+    fixed, moving, part = (t[:, 0, SIDE // 2, SIDE // 2] for t in (batch.fixed, batch.truth, batch.mask))
+    mixed = (part > 0) & (part < 1) & (moving > 0)
+    of_fixed, of_moving = (image[mixed].log() / part[mixed].log() for image in (fixed, moving))
+    assert 0.69 < of_fixed.min() < of_fixed.max() < 1.31  # the mask goes with the fixed image
+    alike = (of_moving > 0.69) & (of_moving < 1.31)
+    assert 0.4 < alike.float().mean() < 0.9  # half of the moving images do, and some by chance
+
+
+def test_shade_changes_brightness_slowly_and_by_its_strength() -> None:
+    image = torch.full((16, 1, 128, 128), 0.3)
+    image[..., 0] = 0
+    shaded = shade(image, 0.4, seeded())
+    assert torch.equal(shaded, shade(image, 0.4, seeded()))
+    assert torch.equal(shaded[..., 0], image[..., 0])  # black stays black
+    factor = (shaded / image)[..., 1:].log()
+    assert 0.15 < factor.std() < 0.35  # strengths are even between 0 and 0.4
+    assert factor.diff(dim=3).abs().max() < 0.15
+    assert factor.flatten(1).std(1).max() > 2 * factor.flatten(1).std(1).min()
+    assert torch.equal(shade(image, 0.0, seeded()), image)
+
+
+@pytest.mark.parametrize("name", ["own_contrast", "between", "apart", "contrast", "shade", "cut"])
 def test_shares_are_shares(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} 1\.5.*expected 0 to 1"):
         Mix(**{name: 1.5})
@@ -358,7 +387,7 @@ def test_shares_are_shares(name: str) -> None:
 def test_cut_and_remapped_images_stay_in_range_and_keep_their_truth(train: PairSet) -> None:
     plain, changed = (
         draw_batch(train, 16, Mix(own_contrast=0, **more), seeded(), device=CPU)
-        for more in ({}, {"contrast": 0.3, "cut": 1.0})
+        for more in ({}, {"contrast": 0.3, "shade": 0.3, "cut": 1.0})
     )
     for image in (changed.fixed, changed.moving, changed.truth):
         assert 0 <= image.min() <= image.max() <= 1

@@ -194,6 +194,21 @@ def remap_contrast(image: Tensor, generator: torch.Generator, *, strength: float
     return (mapped * bias + level * noise).clamp(0, 1)
 
 
+def shade(image: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Brightness that changes slowly over the image, ``B 1 H W`` in [0, 1], as uptake and coil sensitivity do.
+
+    The logarithm of the factor is smooth noise (``SHADE_SIGMA``) whose standard deviation is drawn up to ``strength``.
+    """
+    count, shape = len(image), (image.shape[-2], image.shape[-1])
+    level = strength * torch.rand(count, 1, 1, 1, generator=generator, device=image.device)
+    noise = smooth_noise(count, shape, SHADE_SIGMA, generator)[:, :1]
+    noise = noise * math.sqrt(3) * 2 * math.sqrt(math.pi) * SHADE_SIGMA  # standard deviation 1, see smooth_noise
+    return (image * (level * noise).exp()).clamp(0, 1)
+
+
+SHADE_SIGMA = 20.0  # pixels
+
+
 def cut_view(image: Tensor, mask: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Darken what lies beyond a straight line, as where a scanner's field of view ends.
 
@@ -316,7 +331,10 @@ class Mix:
         misalignments: name of a family in ``MISALIGNMENTS`` and its share, as ``(("paper", 0.5), ...)``.
         pose: both images are moved together by up to this family first.
         between: share of pairs that are mixed with the next slice of their case, by a random part.
+        apart: share of pairs whose moving image is mixed with the next slice by a part of its own, so that the two
+            images are of neighbouring slices.
         contrast: strength of a random remapping of the intensities of every image, 0 to 1.
+        shade: strength of slow changes of brightness over each image, see :func:`shade`.
         cut: share of fixed and of moving images of which a part is out of view.
     """
 
@@ -325,7 +343,9 @@ class Mix:
     misalignments: tuple[tuple[str, float], ...] = (("paper", 0.4), ("rigid", 0.25), ("large", 0.35))
     pose: Misalignment = Misalignment(translation=8, rotation=10, scale=0.12)
     between: float = 0.0
+    apart: float = 0.0
     contrast: float = 0.0
+    shade: float = 0.0
     cut: float = 0.0
 
     def __post_init__(self) -> None:
@@ -337,11 +357,9 @@ class Mix:
             )
         if len(self.tasks) != len(TASKS) or min(self.tasks) < 0:
             raise ValueError(f"tasks {self.tasks}: expected a share for each of {', '.join(TASKS)}, none below 0")
-        if not all(0 <= share <= 1 for share in (self.own_contrast, self.between, self.contrast, self.cut)):
-            raise ValueError(
-                f"own_contrast {self.own_contrast}, between {self.between}, contrast {self.contrast}, cut {self.cut}: "
-                "expected 0 to 1"
-            )
+        for name in ("own_contrast", "between", "apart", "contrast", "shade", "cut"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)}: expected 0 to 1")
 
 
 def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *, device: torch.device) -> Batch:
@@ -361,12 +379,15 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, device=device)
 
-    if mix.between:  # Slices that the scanners did not take, in both images alike.
+    if mix.between or mix.apart:  # Slices that the scanners did not take, in both images alike or not.
         part = (uniform(size) * (uniform(size) < mix.between)).view(-1, 1, 1, 1)
+        part_moving = part
+        if mix.apart:
+            part_moving = torch.where(uniform(size, 1, 1, 1) < mix.apart, uniform(size, 1, 1, 1), part)
         next_fixed, next_moving, next_mask = (
             t[data.following[chosen]].to(device).float() for t in (data.fixed, data.moving, data.mask)
         )
-        fixed, moving = fixed.lerp(next_fixed / 255, part), moving.lerp(next_moving / 255, part)
+        fixed, moving = fixed.lerp(next_fixed / 255, part), moving.lerp(next_moving / 255, part_moving)
         mask = mask.lerp(next_mask, part)
 
     # One image against a remapping of itself: aligned to the last digit, in any contrast.
@@ -385,6 +406,8 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
     fixed, moving = fixed.clamp(0, 1) ** gamma[0], moving.clamp(0, 1) ** gamma[1]
     if mix.contrast:
         fixed, moving = (remap_contrast(image, generator, strength=mix.contrast) for image in (fixed, moving))
+    if mix.shade:
+        fixed, moving = (shade(image, mix.shade, generator) for image in (fixed, moving))
     if mix.cut:
         fixed, moving = (cut_view(image, mask, mix.cut, generator) for image in (fixed, moving))
 
