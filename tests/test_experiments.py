@@ -18,6 +18,8 @@ import pytest
 import torch
 
 from bsafusion import weights
+from bsafusion.datasets import PairSet, read_pairs
+from bsafusion.io import read_image
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default
 from bsafusion.options import with_options
 from bsafusion.training import FUSION_PARAMETERS, TrainingCfg
@@ -270,7 +272,7 @@ def test_every_variant_is_a_run_that_exists(ablations, name: str) -> None:  # ty
 
 def test_the_index_lists_every_experiment() -> None:
     readme = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
-    for name in (*FILES, "breaking_point", "inference"):
+    for name in (*FILES, "breaking_point", "inference", "limits"):
         assert f"[{name}.py]({name}.py)" in readme
 
 
@@ -353,3 +355,67 @@ def test_no_way_helps_a_network_that_never_moves(pairs_csv: Path, tmp_path: Path
     for row in results["errors"].values():
         assert row == pytest.approx(before, abs=1e-3)
     assert "| [inference.py](inference.py) |" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+# --- what is left ---------------------------------------------------------------------------------
+
+
+def test_parts_of_residuals_that_are_known() -> None:
+    limits = importlib.import_module("limits")
+    mask = np.ones((8, 9), dtype=bool)
+    mask[0] = False
+    shared, swing = np.zeros((2, 8, 9)), np.zeros((2, 8, 9))
+    shared[0], shared[1], swing[0] = 3.0, 4.0, 0.5
+    shared[:, 0] = 100.0  # outside the head
+    assert limits.parts([shared, shared], mask) == pytest.approx({"error": 5, "common": 5, "own": 0, "shift": 5})
+    assert limits.parts([swing, -swing], mask) == pytest.approx({"error": 0.5, "common": 0, "own": 0.5, "shift": 0})
+    turned = np.stack([np.where(np.arange(9) < 4, 1.0, -1.0) * np.ones((8, 1)), np.zeros((8, 9))])
+    found = limits.parts([turned, turned], mask)
+    assert found["common"] == pytest.approx(1)
+    assert found["shift"] == pytest.approx(1 / 9)  # five columns against four
+
+
+def test_slices_are_compared_with_the_next_of_their_case(pairs_csv: Path) -> None:
+    limits = importlib.import_module("limits")
+    pair = read_pairs(pairs_csv)[0]
+    of = {"3": "a", "0": "b", "1": "a", "2": "a", "4": ""}
+    data = PairSet([replace(pair, id=name, case=case) for name, case in of.items()], side=64)
+    assert limits.neighbours(data) == [(2, 3), (3, 0)]
+    assert limits.spread_out([5, 6, 7], 60) == [5, 6, 7]
+    assert limits.spread_out(list(range(10)), 3) == [0, 3, 6]
+
+
+def test_a_slice_that_the_atlas_puts_elsewhere_than_the_next_is_seen(pairs_csv: Path) -> None:
+    from bsafusion.pipeline import load_model
+    from bsafusion.samples import load_samples
+
+    limits = importlib.import_module("limits")
+    sample = next(s for s in load_samples() if s.id == "ct-mri")
+    data = PairSet(read_pairs(pairs_csv)[:2])
+    for stack, file in ((data.fixed, sample.fixed), (data.moving, sample.original)):
+        image = read_image(file)
+        grey = torch.from_numpy(np.round(255 * image.luma() / image.luma().max())).byte()
+        stack.zero_()
+        stack[:, 0, : grey.shape[0], : grey.shape[1]] = grey[:256, :256]
+    data.moving[1] = data.moving[1].roll((0, 3), (-2, -1))
+    network = load_model().network.eval()
+    with torch.inference_mode():
+        assert limits.atlas_differs(network, data, 0, 0) < 0.01
+        assert limits.atlas_differs(network, data, 0, 1) == pytest.approx(3, abs=0.5)
+
+
+def test_what_a_network_that_never_moves_leaves(pairs_csv: Path, tmp_path: Path) -> None:
+    from pairs import known_weights
+
+    limits = importlib.import_module("limits")
+    file = tmp_path / "limits.py"
+    file.write_text(DOCSTRING, encoding="utf-8")
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    limits.run(file, pairs_csv, str(known_weights(tmp_path)), 2, 1)
+    rows = json.loads((tmp_path / "results" / "limits.json").read_text(encoding="utf-8"))["pixels"]
+    for suite in ("paper", "rigid"):
+        key = f"{suite}/ct-mri"
+        for split in ("train", "val"):
+            assert rows[f"error, {split}"][key] > rows[f"common, {split}"][key] > rows[f"shift, {split}"][key] > 0
+        assert rows["known image, val"][key] > 1
+    assert "| [limits.py](limits.py) |" in (tmp_path / "README.md").read_text(encoding="utf-8")

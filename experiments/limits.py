@@ -1,0 +1,197 @@
+"""What is left of the misalignment: the atlas, the images, or what the network knows by heart?
+
+    python experiments/limits.py PAIRS.csv [--weights default] [--draws 3] [--limit 60]
+
+No training. Pairs of ``train`` and of ``val`` are misaligned by fields with fixed seeds and aligned; the residual of a
+pair is split into what all its draws share (*common*: the atlas' own misalignment, or the network's for that pair) and
+what is left of each (*own*). *Shift* is the length of the common residual's mean over the head. *Known image*: the
+moving image is aligned with itself as it was before, as if its undeformed look were known. *To next*: how far the
+atlas' own alignment of a pair differs from that of the next slice of its case: both images are aligned with those of
+the next slice, each within its modality, and the mean fields over the moving head are subtracted from each other.
+Writes ``results/limits.json`` beside this file.
+
+-- results, written by the command --
+Budget: no training; weights default (fce134f939e3), at most 60 pairs a task and split, draws: 3.
+
+                  paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  atlas CT  atlas PET  atlas SPECT
+error, train          2.14       2.22         2.60      1.35       1.04         1.74
+error, val            2.30       2.42         3.10      1.70       1.38         2.78
+common, train         1.57       1.52         1.79      1.21       0.85         1.43
+common, val           1.78       1.62         2.35      1.63       1.19         2.62
+own, train            1.41       1.61         1.88      0.59       0.59         0.91
+own, val              1.41       1.78         1.97      0.48       0.65         0.88
+shift, train          0.55       0.48         0.72      0.57       0.39         0.71
+shift, val            0.87       0.43         1.37      0.94       0.52         1.53
+known image, val      0.73       1.46         0.91      0.42       0.62         0.62
+to next, train                                                                            1.01       0.34         1.01
+to next, val                                                                              1.24       0.49         1.38
+
+Means over pairs, pixels, inside the head; *to next* is between slices of the atlas, not under a suite.
+-- end of results --
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from ablations import CPU, Column, Figures, table, write_results
+from numpy.typing import NDArray
+
+from bsafusion.datasets import MISALIGNMENTS, TASKS, Batch, PairSet, read_pairs, validation_batch
+from bsafusion.metrics import endpoint_error, endpoint_residual, head_mask, summarise
+from bsafusion.models.bsafusion import BSAFusion
+from bsafusion.pipeline import load_model
+
+SUITES = ("paper", "rigid")
+SLICES = "atlas"
+COLUMNS = tuple(
+    Column(f"{group}/{task}", f"{group} {task.removesuffix('-mri').upper()}")
+    for group in (*SUITES, SLICES)
+    for task in TASKS
+)
+ROWS = ("error", "common", "own", "shift", "known image", "to next")
+NOTES = "Means over pairs, pixels, inside the head; *to next* is between slices of the atlas, not under a suite."
+Field = NDArray[np.float32]
+
+
+def displacement(network: BSAFusion, fixed: torch.Tensor, moving: torch.Tensor) -> Field:
+    """The field ``2 H W`` from ``moving`` to ``fixed``, ``1 1 H W`` each."""
+    return np.asarray(network.predict_alignment(fixed, moving).alignment.displacement[0].numpy(), dtype=np.float32)
+
+
+def spread_out(indices: list[int], limit: int) -> list[int]:
+    """At most ``limit`` of them, evenly spaced."""
+    count = min(limit, len(indices))
+    return [indices[len(indices) * i // count] for i in range(count)]
+
+
+def parts(residuals: list[NDArray[np.float64]], mask: NDArray[np.bool_]) -> Figures:
+    """Lengths of the residuals ``2 H W`` of one pair's draws, of what they share and of what they do not."""
+    common = np.mean(residuals, axis=0)
+
+    def length(field: NDArray[np.float64]) -> float:
+        return float(np.hypot(*field)[mask].mean())
+
+    return {
+        "error": statistics.fmean(map(length, residuals)),
+        "common": length(common),
+        "own": statistics.fmean(length(residual - common) for residual in residuals),
+        "shift": float(np.hypot(*common[:, mask].mean(1))),
+    }
+
+
+def measure_pair(network: BSAFusion, data: PairSet, index: int, suite: str, draws: int) -> Figures:
+    """:func:`parts` of a pair under the draws of a suite."""
+    residuals, mask = [], data.mask[index, 0].numpy() > 0
+    for draw in range(draws):
+        b = validation_batch(data, [index], MISALIGNMENTS[suite], draw=draw, device=CPU)
+        residuals.append(endpoint_residual(b.known[0].numpy(), displacement(network, b.fixed, b.moving)))
+    return parts(residuals, mask)
+
+
+def measure_known(network: BSAFusion, data: PairSet, index: int, suite: str) -> float:
+    """The mean error where the moving image is aligned with itself as it was before."""
+    b: Batch = validation_batch(data, [index], MISALIGNMENTS[suite], draw=0, device=CPU)
+    errors = endpoint_error(b.known[0].numpy(), displacement(network, b.truth, b.moving))
+    return summarise(errors, data.mask[index, 0].numpy() > 0).mean
+
+
+def neighbours(data: PairSet) -> list[tuple[int, int]]:
+    """Places of consecutive slices of one task and case, by their ids."""
+    order = sorted(range(len(data)), key=lambda i: (data.pairs[i].task, data.pairs[i].case, data.pairs[i].id))
+    pairs = [(data.pairs[i].task, data.pairs[i].case) for i in order]
+    return [(order[k], order[k + 1]) for k in range(len(order) - 1) if pairs[k][1] and pairs[k] == pairs[k + 1]]
+
+
+def atlas_differs(network: BSAFusion, data: PairSet, here: int, after: int) -> float | None:
+    """How far the atlas' alignment of one slice is from that of the next, pixels; None where they share no head."""
+    seen = [head_mask(data.moving[i, 0].numpy()) for i in (here, after)]
+    both = seen[0] & seen[1]
+    if not both.any():
+        return None
+    shifts = []
+    for images in (data.fixed, data.moving):
+        one, other = (images[[i]].float() / 255 for i in (here, after))
+        shifts.append(displacement(network, one, other)[:, both].mean(1))
+    return float(np.hypot(*(shifts[1] - shifts[0])))
+
+
+@torch.inference_mode()
+def measure(
+    network: BSAFusion, read: Callable[[str], PairSet], together: PairSet, *, draws: int, limit: int
+) -> dict[str, Figures]:
+    """``row -> column -> pixels``; ``read`` gives the pairs of a split, ``together`` holds all of them."""
+    rows: dict[str, Figures] = {}
+    for split in ("train", "val"):
+        data = read(split)
+        for suite in SUITES:
+            for task in TASKS:
+                if not data.indices(task):
+                    continue
+                chosen, key = spread_out(data.indices(task), limit), f"{suite}/{task}"
+                found = [measure_pair(network, data, index, suite, draws) for index in chosen]
+                for name in found[0]:
+                    rows.setdefault(f"{name}, {split}", {})[key] = statistics.fmean(figures[name] for figures in found)
+                if split == "val":
+                    known = [measure_known(network, data, index, suite) for index in chosen]
+                    rows.setdefault("known image, val", {})[key] = statistics.fmean(known)
+                print(split, key, {name: round(row[key], 2) for name, row in rows.items() if key in row}, flush=True)
+    apart: dict[str, dict[str, list[float]]] = {}
+    for here, after in neighbours(together):
+        one, other = together.pairs[here], together.pairs[after]
+        differs = atlas_differs(network, together, here, after)
+        if differs is not None:
+            name = "to next, val" if "val" in (one.split, other.split) else "to next, train"
+            apart.setdefault(name, {}).setdefault(f"{SLICES}/{one.task}", []).append(differs)
+    for name, row in apart.items():
+        rows[name] = {key: statistics.fmean(values) for key, values in row.items()}
+    order = [f"{name}, {split}" for name in ROWS for split in ("train", "val")]
+    return {name: rows[name] for name in order if name in rows}
+
+
+def run(file: Path, pairs: Path, weights: str, draws: int, limit: int) -> None:
+    """Measure, then write the results beside ``file`` and into its docstring."""
+    model = load_model(weights)
+    network = model.network.eval()
+    side = network.cfg.working_side // 16 * 16
+
+    def read(split: str) -> PairSet:
+        return PairSet(read_pairs(pairs, split=split), side=side)
+
+    rows = measure(network, read, PairSet(read_pairs(pairs), side=side), draws=draws, limit=limit)
+    gap = [
+        f"{task.upper()} {rows['error, train'][f'rigid/{task}']:.2f} / {rows['error, val'][f'rigid/{task}']:.2f}"
+        for task in TASKS
+        if f"rigid/{task}" in rows["error, val"]
+    ]
+    results = {
+        "budget": f"no training; weights {model.record.name} ({model.record.sha256[:12]}), at most {limit} pairs a "
+        f"task and split, draws: {draws}",
+        "summary": f"rigid, px, train / val: {'; '.join(gap)}",
+        "table": table([c for c in COLUMNS if any(c.key in row for row in rows.values())], rows),
+        "pixels": rows,
+    }
+    write_results(file, results, NOTES)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("pairs", type=Path, metavar="PAIRS.csv")
+    parser.add_argument("--weights", default="default", help="%(default)s")
+    parser.add_argument("--draws", type=int, default=3, help="misalignments of each pair, at least 2; %(default)s")
+    parser.add_argument("--limit", type=int, default=60, help="at most so many pairs a task and split; %(default)s")
+    given = parser.parse_args()
+    if given.draws < 2 or given.limit < 1:
+        parser.error("expected at least 2 draws, to be compared with each other, and a limit of at least 1")
+    run(Path(__file__), given.pairs, given.weights, given.draws, given.limit)
+
+
+if __name__ == "__main__":
+    main()
