@@ -147,8 +147,8 @@ def summary(path: Path, low: float, high: float) -> Path:
     ("train", "val", "told"),
     [
         ((1.0, 2.0), (3.0, 4.0), "seems to have begun to remember"),
-        ((1.0, 3.0), (2.5, 4.0), "the intervals overlap; nothing here shows"),
-        ((3.0, 4.0), (1.0, 2.0), "`val` are ahead; nothing here shows"),
+        ((1.0, 3.0), (2.5, 4.0), "the intervals overlap; under `paper` nothing shows"),
+        ((3.0, 4.0), (1.0, 2.0), "`val` are ahead; under `paper` nothing shows"),
     ],
 )
 def test_remembering_is_claimed_only_where_the_intervals_part(
