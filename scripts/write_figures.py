@@ -209,7 +209,9 @@ def train_gap(train: Rows, val: Rows) -> str:
     elif float(unseen["ci95_high"]) < float(seen["ci95_low"]):
         told = "The pairs of `val` are ahead; under `paper` nothing shows that the network remembers its slices."
     else:
-        told = "Over all tasks the intervals overlap; under `paper` nothing shows that the network remembers its slices."
+        told = (
+            "Over all tasks the intervals overlap; under `paper` nothing shows that the network remembers its slices."
+        )
     return "\n".join([*lines, "", textwrap.fill(told, 120, break_long_words=False, break_on_hyphens=False)])
 
 
