@@ -42,6 +42,7 @@ import torch
 from ablations import CPU, Column, Figures, table, write_results
 from numpy.typing import NDArray
 
+from bsafusion.benchmark import spaced
 from bsafusion.datasets import MISALIGNMENTS, TASKS, Batch, PairSet, read_pairs, validation_batch
 from bsafusion.metrics import endpoint_error, endpoint_residual, head_mask, summarise
 from bsafusion.models.bsafusion import BSAFusion
@@ -62,12 +63,6 @@ Field = NDArray[np.float32]
 def displacement(network: BSAFusion, fixed: torch.Tensor, moving: torch.Tensor) -> Field:
     """The field ``2 H W`` from ``moving`` to ``fixed``, ``1 1 H W`` each."""
     return np.asarray(network.predict_alignment(fixed, moving).alignment.displacement[0].numpy(), dtype=np.float32)
-
-
-def spread_out(indices: list[int], limit: int) -> list[int]:
-    """At most ``limit`` of them, evenly spaced."""
-    count = min(limit, len(indices))
-    return [indices[len(indices) * i // count] for i in range(count)]
 
 
 def parts(residuals: list[NDArray[np.float64]], mask: NDArray[np.bool_]) -> Figures:
@@ -133,7 +128,7 @@ def measure(
             for task in TASKS:
                 if not data.indices(task):
                     continue
-                chosen, key = spread_out(data.indices(task), limit), f"{suite}/{task}"
+                chosen, key = spaced(data.indices(task), limit), f"{suite}/{task}"
                 found = [measure_pair(network, data, index, suite, draws) for index in chosen]
                 for name in found[0]:
                     rows.setdefault(f"{name}, {split}", {})[key] = statistics.fmean(figures[name] for figures in found)

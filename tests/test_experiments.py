@@ -381,8 +381,6 @@ def test_slices_are_compared_with_the_next_of_their_case(pairs_csv: Path) -> Non
     of = {"3": "a", "0": "b", "1": "a", "2": "a", "4": ""}
     data = PairSet([replace(pair, id=name, case=case) for name, case in of.items()], side=64)
     assert limits.neighbours(data) == [(2, 3), (3, 0)]
-    assert limits.spread_out([5, 6, 7], 60) == [5, 6, 7]
-    assert limits.spread_out(list(range(10)), 3) == [0, 3, 6]
 
 
 def test_a_slice_that_the_atlas_puts_elsewhere_than_the_next_is_seen(pairs_csv: Path) -> None:

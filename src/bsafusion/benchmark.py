@@ -200,7 +200,7 @@ class Benchmark:
 
     def cases(self, draws: int) -> list[Case]:
         """All cases, those of one pair next to each other."""
-        chosen = [i for task in TASKS for i in _spaced(self.data.indices(task), self.cfg.limit)]
+        chosen = [i for task in TASKS for i in spaced(self.data.indices(task), self.cfg.limit)]
         pairs = self.data.pairs
         return [
             Case(suite, pairs[i].task, pairs[i].id, i, draw)
@@ -254,7 +254,8 @@ class Benchmark:
         }
 
 
-def _spaced(indices: list[int], limit: int | None) -> list[int]:
+def spaced(indices: list[int], limit: int | None) -> list[int]:
+    """At most ``limit`` of them, evenly spaced; all if None."""
     if limit is None or limit >= len(indices):
         return indices
     return [indices[len(indices) * i // limit] for i in range(limit)]
