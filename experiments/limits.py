@@ -43,7 +43,7 @@ from ablations import CPU, Column, Figures, table, write_results
 from numpy.typing import NDArray
 
 from bsafusion.benchmark import spaced
-from bsafusion.datasets import MISALIGNMENTS, TASKS, Batch, PairSet, read_pairs, validation_batch
+from bsafusion.datasets import MISALIGNMENTS, TASKS, PairSet, read_pairs, validation_batch
 from bsafusion.metrics import endpoint_error, endpoint_residual, head_mask, summarise
 from bsafusion.models.bsafusion import BSAFusion
 from bsafusion.pipeline import load_model
@@ -91,7 +91,7 @@ def measure_pair(network: BSAFusion, data: PairSet, index: int, suite: str, draw
 
 def measure_known(network: BSAFusion, data: PairSet, index: int, suite: str) -> float:
     """The mean error where the moving image is aligned with itself as it was before."""
-    b: Batch = validation_batch(data, [index], MISALIGNMENTS[suite], draw=0, device=CPU)
+    b = validation_batch(data, [index], MISALIGNMENTS[suite], draw=0, device=CPU)
     errors = endpoint_error(b.known[0].numpy(), displacement(network, b.truth, b.moving))
     return summarise(errors, data.mask[index, 0].numpy() > 0).mean
 

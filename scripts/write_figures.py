@@ -268,7 +268,7 @@ PET slice often fills only a part of the head, and nothing can be seen of the re
 a task, 256x256, fixed seeds, reference: the moving image before it was deformed. The atlas pairs themselves are aligned
 to about 1 to 3 px only, which is a floor of this figure; *consistency* is the mean distance of a pair's draws from their
 mean, which that misalignment does not enter. Train and `val` are other slices of the same patients, as in the paper;
-the slices trained on fare better ([experiments/limits.py](experiments/limits.py)).
+how those trained on fare stands in [experiments/limits.py](experiments/limits.py).
 
 {suites_table(alignment)}
 {no_gain(alignment)}

@@ -378,6 +378,21 @@ def test_shade_changes_brightness_slowly_and_by_its_strength() -> None:
     assert torch.equal(shade(image, 0.0, seeded()), image)
 
 
+def test_both_images_of_a_batch_are_shaded_each_by_itself(train: PairSet) -> None:
+    data = PairSet(train.pairs[:2], side=SIDE)
+    data.fixed.fill_(128)
+    data.moving.fill_(128)
+    plain, shaded = (
+        draw_batch(data, 16, Mix(own_contrast=0, pose=Misalignment(), shade=strength), seeded(), device=CPU)
+        for strength in (0.0, 0.4)
+    )
+    for even, image in ((plain.fixed, shaded.fixed), (plain.truth, shaded.truth)):
+        assert even.flatten(1).std(1).max() < 1e-6
+        assert image.flatten(1).std(1).median() > 0.01  # the picture is little wider than the noise is smooth
+    factors = [(image / image.mean((2, 3), keepdim=True)).flatten(1) for image in (shaded.fixed, shaded.truth)]
+    assert (factors[0] - factors[1]).abs().mean() > 0.02
+
+
 @pytest.mark.parametrize("name", ["own_contrast", "between", "apart", "contrast", "shade", "cut"])
 def test_shares_are_shares(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} 1\.5.*expected 0 to 1"):

@@ -194,6 +194,9 @@ def remap_contrast(image: Tensor, generator: torch.Generator, *, strength: float
     return (mapped * bias + level * noise).clamp(0, 1)
 
 
+SHADE_SIGMA = 20.0  # pixels
+
+
 def shade(image: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """Brightness that changes slowly over the image, ``B 1 H W`` in [0, 1], as uptake and coil sensitivity do.
 
@@ -204,9 +207,6 @@ def shade(image: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     noise = smooth_noise(count, shape, SHADE_SIGMA, generator)[:, :1]
     noise = noise * math.sqrt(3) * 2 * math.sqrt(math.pi) * SHADE_SIGMA  # standard deviation 1, see smooth_noise
     return (image * (level * noise).exp()).clamp(0, 1)
-
-
-SHADE_SIGMA = 20.0  # pixels
 
 
 def cut_view(image: Tensor, mask: Tensor, share: float, generator: torch.Generator) -> Tensor:
