@@ -38,11 +38,12 @@ def main() -> None:
     for task in TASKS:
         rows: dict[str, list[list[float]]] = {}
         for index in data.indices(task):
-            fixed, moving = data.fixed[index, 0].float() / 255, data.moving[index, 0].float() / 255
-            out = model.network.predict(fixed[None, None], moving[None, None], aligned_already=True)
+            pictures = data.pictures([index])[:2]
+            out = model.network.predict(*pictures, aligned_already=True)
+            fixed, moving = (picture[0, 0].numpy() for picture in pictures)
             fused = {"network": out.fused[0, 0].numpy()}
-            fused |= {name: fuse(fixed.numpy(), moving.numpy()) for name, fuse in FUSIONS.items()}
-            a, b = (255 * image.double().numpy() for image in (fixed, moving))
+            fused |= {name: fuse(fixed, moving) for name, fuse in FUSIONS.items()}
+            a, b = (255 * image.astype(np.float64) for image in (fixed, moving))
             for name, image in fused.items():
                 f = np.round(255 * image.astype(np.float64))
                 rows.setdefault(name, []).append([getattr(metrics, metric)(a, b, f) for metric in NAMES])

@@ -38,6 +38,7 @@ from scipy import ndimage, optimize
 from torch import Tensor
 
 from bsafusion import weights
+from bsafusion.colour import split_colour
 from bsafusion.datasets import MISALIGNMENTS, Pair, PairSet, read_pairs, smooth_noise, validation_batch
 from bsafusion.deformation import warp
 from bsafusion.io import write_between, write_whole
@@ -131,8 +132,7 @@ def deformed(data: PairSet, kind: str, family: str, indices: Sequence[int], draw
 
 def strongly_deformed(data: PairSet, indices: Sequence[int], draw: int) -> Iterator[Draw]:
     for index in indices:
-        fixed, truth = (t[index : index + 1].float() / 255 for t in (data.fixed, data.moving))
-        mask, pair = data.mask[index : index + 1].float(), data.pairs[index]
+        (fixed, truth, mask), pair = data.pictures([index]), data.pairs[index]
         noise = smooth_noise(1, (SIDE, SIDE), 16.0, torch.Generator().manual_seed(100_003 * draw + index))
         size = float(np.random.default_rng((draw, index, 17)).uniform(*ELASTIC))
         known = noise * (size / noise.norm(dim=1)[mask[:, 0] > 0].mean())
@@ -175,13 +175,13 @@ def mismatched(
             continue
         other = int(np.random.default_rng((draw, index, 11)).choice(others))
         name = f"{pair.task}/{pair.id}+{data.pairs[other].id}/{draw}"
-        fixed, moving = (t.float() / 255 for t in (data.fixed[index : index + 1], data.moving[other : other + 1]))
+        fixed, moving = data.pictures([index])[0], data.pictures([other])[1]
         yield Draw(kind, name, fixed, moving)
 
 
 def foreign(data: PairSet, kind: str, indices: Sequence[int], draw: int) -> Iterator[Draw]:
     for place, index in enumerate(indices):
-        fixed = data.fixed[index : index + 1].float() / 255
+        fixed = data.pictures([index])[0]
         shape = (fixed.shape[-2], fixed.shape[-1])
         name = PHOTOGRAPHS[place % len(PHOTOGRAPHS)]
         if kind == "noise":
@@ -192,10 +192,10 @@ def foreign(data: PairSet, kind: str, indices: Sequence[int], draw: int) -> Iter
                 picture = (picture - picture.min()) / np.ptp(picture)
         else:
             picture = np.asarray(getattr(skimage.data, name)(), dtype=np.float64) / 255
-            picture = picture @ [0.299, 0.587, 0.114] if picture.ndim == 3 else picture
-            side = min(picture.shape)
-            picture = skimage.transform.resize(picture[:side, :side], shape, anti_aliasing=True)
-        moving = torch.from_numpy(np.asarray(picture, dtype=np.float32))[None, None].clamp(0, 1)
+            side = min(picture.shape[:2])
+            picture = skimage.transform.resize(picture[:side, :side], shape, anti_aliasing=True).clip(0, 1)
+        seen = picture[None] if picture.ndim == 2 else np.concatenate(split_colour(np.moveaxis(picture, -1, 0)))
+        moving = torch.from_numpy(seen.astype(np.float32))[None]
         yield Draw(kind, f"{data.pairs[index].id}+{name}/{draw}", fixed, moving)
 
 

@@ -101,7 +101,7 @@ def known_field(kind: str, amount: float, index: int, mask: Tensor) -> Tensor:
 @torch.inference_mode()
 def measure_pair(model: Model, data: PairSet, index: int, kind: str, amount: float) -> Figures:
     """The figures of one pair at one point."""
-    fixed, truth = (t[index : index + 1].float() / 255 for t in (data.fixed, data.moving))
+    fixed, truth = data.pictures([index])[:2]
     mask = data.mask[index, 0] > 0
     known = known_field(kind, amount, index, mask)
     out = model.network.predict(fixed, warp(truth, known))

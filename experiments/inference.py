@@ -63,7 +63,7 @@ def from_middle(alignment: Alignment, shape: tuple[int, int], grid: tuple[int, i
 
 
 def ways(network: BSAFusion, fixed: Tensor, moving: Tensor) -> dict[str, Tensor]:
-    """The displacement ``1 2 H W`` of every way to align a pair ``1 1 H W``."""
+    """The displacement ``1 2 H W`` of every way to align a pair ``1 C H W``."""
     shape = (fixed.shape[-2], fixed.shape[-1])
     first = network.match(fixed, moving).alignment
     grid = (first.displacement.shape[-2], first.displacement.shape[-1])

@@ -61,7 +61,7 @@ Field = NDArray[np.float32]
 
 
 def displacement(network: BSAFusion, fixed: torch.Tensor, moving: torch.Tensor) -> Field:
-    """The field ``2 H W`` from ``moving`` to ``fixed``, ``1 1 H W`` each."""
+    """The field ``2 H W`` from ``moving`` to ``fixed``, ``1 C H W`` each."""
     return np.asarray(network.predict_alignment(fixed, moving).alignment.displacement[0].numpy(), dtype=np.float32)
 
 
@@ -110,8 +110,7 @@ def atlas_differs(network: BSAFusion, data: PairSet, here: int, after: int) -> f
     if not both.any():
         return None
     shifts = []
-    for images in (data.fixed, data.moving):
-        one, other = (images[[i]].float() / 255 for i in (here, after))
+    for one, other in zip(*(data.pictures([i])[:2] for i in (here, after)), strict=True):
         shifts.append(displacement(network, one, other)[:, both].mean(1))
     return float(np.hypot(*(shifts[1] - shifts[0])))
 

@@ -45,7 +45,7 @@ def generator() -> torch.Generator:
 def small_cfg() -> BSAFusionCfg:
     """The default network with five steps and four blocks, a few channels each, for images of 65 to 81 pixels."""
     return BSAFusionCfg(
-        encoder=EncoderCfg(shallow=4, widths=(8, 8, 8, 16)),
+        encoder=EncoderCfg(shallow=4, widths=(8, 8, 8, 16), colour=True),
         representation=RepresentationCfg(dim=16, heads=2, mlp_dim=16, blocks=1, transfer_blocks=1, cross_blocks=2),
         alignment=AlignmentCfg(
             steps=("affine", "1/16", "1/8", "1/4", "1/2"),

@@ -71,6 +71,7 @@ def test_inputs_are_those_of_training_s_validation(benchmark: Benchmark, suite: 
     )
     assert np.array_equal(inputs.fixed, batch.fixed[0, 0].numpy())
     assert np.array_equal(inputs.moving, batch.moving[0, 0].numpy())
+    assert np.array_equal(inputs.chroma, batch.moving[0, 1:].numpy())
     assert np.array_equal(inputs.known, batch.known[0].numpy())
     assert inputs.corruption is None
 
@@ -87,6 +88,8 @@ def test_the_corrupted_suite_damages_one_image_and_keeps_the_paper_s_field(bench
             "moving": np.array_equal(damaged.moving, clean.moving),
         }
         assert [name for name, equal in same.items() if not equal] == [damaged.corruption.image]
+        kept = np.array_equal(damaged.chroma, clean.chroma)
+        assert kept if damaged.corruption.image == "fixed" else not damaged.chroma.any()
 
 
 def test_every_corruption_is_drawn_of_either_image() -> None:

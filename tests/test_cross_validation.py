@@ -93,7 +93,7 @@ def test_each_pair_comes_from_the_network_that_does_not_know_its_patient(
     @contextmanager
     def numbered(method: Method, *, device: str) -> Iterator[tuple[Predictor, dict[str, object]]]:
         value = paths.index(Path(method.source))
-        yield lambda fixed, moving: Prediction(np.full((2, *fixed.shape), value, np.float32)), {"weights": "last"}
+        yield lambda seen: Prediction(np.full((2, *seen.fixed.shape), value, np.float32)), {"weights": "last"}
 
     monkeypatch.setattr(cross_validation, "open_method", numbered)
     benchmark = Benchmark(pairs_csv, EvaluationCfg(side=SIDE, suites=("paper",), draws=1, fusions=()))

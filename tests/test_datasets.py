@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from bsafusion import datasets
+from bsafusion.colour import split_colour
 from bsafusion.datasets import (
     MISALIGNMENTS,
     DatasetError,
@@ -265,7 +266,7 @@ def test_a_cut_view_is_dark_beyond_a_line() -> None:
 # --- pairs in memory ------------------------------------------------------------------------------
 
 
-def test_pictures_are_held_as_luma_bytes(train: PairSet, pairs_csv: Path) -> None:
+def test_pictures_are_held_as_bytes_of_luma_and_chroma(train: PairSet, pairs_csv: Path) -> None:
     assert len(train) == 6
     assert train.fixed.shape == train.moving.shape == train.mask.shape == (6, 1, SIDE, SIDE)
     assert train.fixed.dtype == train.mask.dtype == torch.uint8
@@ -279,6 +280,19 @@ def test_pictures_are_held_as_luma_bytes(train: PairSet, pairs_csv: Path) -> Non
     luma = colour @ [0.299, 0.587, 0.114]
     scaled = (luma - colour.min()) / np.ptp(colour) * 255
     np.testing.assert_allclose(train.moving[1, 0], scaled, atol=0.51)
+    _, chroma = split_colour(np.moveaxis(colour, -1, 0))
+    assert train.chroma.dtype == torch.int8
+    assert np.abs(chroma).max() / np.ptp(colour) > 0.1
+    np.testing.assert_allclose(train.chroma[1], chroma / np.ptp(colour) * 255, atol=0.51)
+    assert not train.chroma[0].any()
+
+
+def test_pictures_of_a_place_are_luma_and_chroma(train: PairSet) -> None:
+    fixed, moving, mask = train.pictures([1, 2])
+    assert torch.equal(fixed, train.fixed[1:3] / 255)
+    assert torch.equal(moving[:, :1], train.moving[1:3] / 255)
+    assert torch.equal(moving[:, 1:], train.chroma[1:3] / 255)
+    assert torch.equal(mask, train.mask[1:3].float())
 
 
 def test_the_mask_is_the_head(train: PairSet) -> None:
@@ -321,11 +335,13 @@ def test_a_batch_keeps_its_truth(train: PairSet) -> None:
     batch = draw_batch(train, 16, Mix(), seeded(), device=CPU)
     again = draw_batch(train, 16, Mix(), seeded(), device=CPU)
     assert all(torch.equal(a, b) for a, b in zip(batch, again, strict=True))
-    for image in (batch.fixed, batch.moving, batch.truth, batch.mask):
-        assert image.shape == (16, 1, SIDE, SIDE)
+    assert batch.fixed.shape == batch.mask.shape == (16, 1, SIDE, SIDE)
+    assert batch.moving.shape == batch.truth.shape == (16, 3, SIDE, SIDE)
+    for image in (batch.fixed, batch.moving[:, :1], batch.truth[:, :1], batch.mask):
         assert image.dtype == torch.float32
         assert image.min() >= 0
         assert image.max() <= 1
+    assert batch.moving[:, 1:].abs().max() > 0.1
     assert batch.known.shape == (16, 2, SIDE, SIDE)
     # The moving image was interpolated once, the truth warped by what is known twice.
     difference = (batch.moving - warp(batch.truth, batch.known)).abs()
@@ -386,14 +402,14 @@ def test_both_images_of_a_batch_are_shaded_each_by_itself(train: PairSet) -> Non
         draw_batch(data, 16, Mix(own_contrast=0, pose=Misalignment(), shade=strength), seeded(), device=CPU)
         for strength in (0.0, 0.4)
     )
-    for even, image in ((plain.fixed, shaded.fixed), (plain.truth, shaded.truth)):
+    for even, image in ((plain.fixed, shaded.fixed), (plain.truth[:, :1], shaded.truth[:, :1])):
         assert even.flatten(1).std(1).max() < 1e-6
         assert image.flatten(1).std(1).median() > 0.01  # the picture is little wider than the noise is smooth
-    factors = [(image / image.mean((2, 3), keepdim=True)).flatten(1) for image in (shaded.fixed, shaded.truth)]
+    factors = [(image / image.mean((2, 3), keepdim=True)).flatten(1) for image in (shaded.fixed, shaded.truth[:, :1])]
     assert (factors[0] - factors[1]).abs().mean() > 0.02
 
 
-@pytest.mark.parametrize("name", ["own_contrast", "between", "apart", "contrast", "shade", "cut"])
+@pytest.mark.parametrize("name", ["own_contrast", "between", "apart", "contrast", "shade", "cut", "recolour"])
 def test_shares_are_shares(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} 1\.5.*expected 0 to 1"):
         Mix(**{name: 1.5})
@@ -404,11 +420,49 @@ def test_cut_and_remapped_images_stay_in_range_and_keep_their_truth(train: PairS
         draw_batch(train, 16, Mix(own_contrast=0, **more), seeded(), device=CPU)
         for more in ({}, {"contrast": 0.3, "shade": 0.3, "cut": 1.0})
     )
-    for image in (changed.fixed, changed.moving, changed.truth):
+    for image in (changed.fixed, changed.moving[:, :1], changed.truth[:, :1]):
         assert 0 <= image.min() <= image.max() <= 1
     assert (changed.moving - warp(changed.truth, changed.known)).abs().mean() < 0.01
     assert (changed.fixed > 0.1).float().mean() < 0.9 * (plain.fixed > 0.1).float().mean()
     assert (changed.moving > 0.1).float().mean() < 0.9 * (plain.moving > 0.1).float().mean()
+    coloured = [(batch.moving[:, 1:].abs() > 0.02).float().mean() for batch in (plain, changed)]
+    assert 0.1 < coloured[1] < 0.9 * coloured[0]
+
+
+def hue(picture: Tensor) -> Tensor:
+    """Angle of the chroma where there is some."""
+    blue, red = picture[-2:]
+    return torch.atan2(red, blue)[torch.hypot(blue, red) > 0.1]
+
+
+def test_other_colours_are_of_one_hue_less_or_more_of_it_or_none(train: PairSet) -> None:
+    _, moving, _ = train.pictures([1] * 400)
+    chroma = moving[:, 1:]
+    other = datasets.other_colours(chroma, seeded())
+    factor = other.norm(dim=1).amax((1, 2)) / chroma.norm(dim=1).amax((1, 2))
+    assert 0.4 < (factor == 0).float().mean() < 0.6
+    assert 1.1 < factor.max() < 1.21
+    turned = torch.stack([hue(o / f) for o, f in zip(other, factor, strict=True) if f > 0]) - hue(chroma[0])
+    turned = torch.remainder(turned, 2 * math.pi)
+    quarters = Counter((turned[:, 0] // (math.pi / 2)).int().tolist())
+    assert set(quarters) == {0, 1, 2, 3}
+    assert min(quarters.values()) > 30
+    around = (turned - turned[:, :1] + math.pi) % (2 * math.pi) - math.pi
+    assert around.abs().max() < 1e-3
+
+
+def test_pairs_in_one_contrast_are_grey_and_others_keep_their_colours(train: PairSet) -> None:
+    own, others, recoloured = (
+        draw_batch(train, 64, mix, seeded(), device=CPU)
+        for mix in (Mix(own_contrast=1), Mix(own_contrast=0), Mix(own_contrast=0, recolour=1))
+    )
+    assert not own.moving[:, 1:].any()
+    pet = others.modality_moving == MODALITIES.index("pet")
+    assert not others.moving[~pet, 1:].any()
+    hues = torch.cat([hue(picture) for picture in others.truth[pet]])
+    assert hues.std() < 0.05  # that of the files
+    in_colour = recoloured.truth[recoloured.modality_moving == MODALITIES.index("pet"), 1:].abs().amax((1, 2, 3)) > 0.02
+    assert 0.3 < in_colour.float().mean() < 0.7
 
 
 @pytest.mark.parametrize("own", [0.0, 1.0])
@@ -472,7 +526,7 @@ def test_images_and_masks_are_posed_and_flipped_together(train: PairSet) -> None
     """With the same picture on both sides, the truth differs from the fixed image by a gamma alone."""
     same = PairSet([replace(p, moving=p.fixed) for p in train.pairs], side=SIDE)
     batch = draw_batch(same, 12, Mix(own_contrast=0), seeded(), device=CPU)
-    for fixed, truth in zip(batch.fixed, batch.truth, strict=True):
+    for fixed, truth in zip(batch.fixed, batch.truth[:, :1], strict=True):
         assert np.corrcoef(fixed.flatten(), truth.flatten())[0, 1] > 0.97
     still = draw_batch(same, 12, Mix(own_contrast=0, pose=Misalignment()), seeded(), device=CPU)
     candidates = [(j, flip) for j in range(len(same)) for flip in (False, True)]
@@ -520,7 +574,7 @@ def test_validation_pairs_do_not_depend_on_their_company(train: PairSet) -> None
 def test_validation_pairs_are_as_their_files(train: PairSet) -> None:
     batch = validation_batch(train, [1, 2], MISALIGNMENTS["paper"], draw=0, device=CPU)
     assert torch.equal(batch.fixed, train.fixed[1:3] / 255)
-    assert torch.equal(batch.truth, train.moving[1:3] / 255)
+    assert torch.equal(batch.truth, torch.cat([train.moving, train.chroma], dim=1)[1:3] / 255)
     assert torch.equal(batch.moving, warp(batch.truth, batch.known))
     assert batch.modality_fixed.tolist() == [0, 0]
     assert batch.modality_moving.tolist() == [2, 1]

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from bsafusion import evaluation
-from bsafusion.benchmark import OWN, Benchmark, Case, EvaluationCfg, EvaluationError
+from bsafusion.benchmark import OWN, Benchmark, Case, EvaluationCfg, EvaluationError, Inputs
 from bsafusion.cli import app
 from bsafusion.competitors import COMPETITORS, RegistrationError
 from bsafusion.deformation import invert
@@ -53,8 +52,8 @@ def benchmark(pairs_csv: Path) -> Benchmark:
     return Benchmark(pairs_csv, CFG)
 
 
-def still(fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> Prediction:
-    return Prediction(np.zeros((2, *fixed.shape), np.float32))
+def still(inputs: Inputs) -> Prediction:
+    return Prediction(np.zeros((2, *inputs.fixed.shape), np.float32))
 
 
 def knowing(benchmark: Benchmark) -> Predictor:
@@ -64,8 +63,8 @@ def knowing(benchmark: Benchmark) -> Predictor:
         inputs = benchmark.inputs(case)
         answers[inputs.fixed.tobytes(), inputs.moving.tobytes()] = inputs.known
 
-    def predict(fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> Prediction:
-        known = answers[fixed.tobytes(), moving.tobytes()]
+    def predict(inputs: Inputs) -> Prediction:
+        known = answers[inputs.fixed.tobytes(), inputs.moving.tobytes()]
         undone = invert(torch.from_numpy(known)[None], tolerance=1e-4)[0].numpy()
         return Prediction(undone, inverse=known, status="ok", expected_error=0.25)
 
@@ -112,9 +111,9 @@ def test_what_undoes_the_deformation_has_no_error_and_standing_still_all_of_it(
 def test_a_field_that_is_off_by_a_pixel_is_off_by_a_pixel(thorough: Benchmark, tmp_path: Path) -> None:
     right = knowing(thorough)
 
-    def shifted(fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> Prediction:
+    def shifted(inputs: Inputs) -> Prediction:
         # Two errors in a row: first one pixel down on the fixed grid, then the way that is right from there.
-        field = right(fixed, moving).displacement
+        field = right(inputs).displacement
         return Prediction(np.roll(field, -1, axis=1) + np.float32([[[1]], [[0]]]))
 
     predict(thorough, tmp_path, shifted)
@@ -229,9 +228,9 @@ def test_what_is_there_is_kept_and_what_is_missing_is_added(
 ) -> None:
     calls: list[int] = []
 
-    def counting(fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> Prediction:
+    def counting(inputs: Inputs) -> Prediction:
         calls.append(0)
-        return still(fixed, moving)
+        return still(inputs)
 
     cases = benchmark.cases(CFG.draws)
     one = predict_method(benchmark, tmp_path, "mine", counting, {}, cases=cases[:1])
@@ -247,8 +246,8 @@ def test_what_is_there_is_kept_and_what_is_missing_is_added(
 
 
 def test_jobs_change_no_byte(pairs_csv: Path, benchmark: Benchmark, tmp_path: Path) -> None:
-    def timeless(fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> Prediction:
-        return still(fixed, moving)._replace(seconds=1.0)
+    def timeless(inputs: Inputs) -> Prediction:
+        return still(inputs)._replace(seconds=1.0)
 
     predict(benchmark, tmp_path / "one", timeless)
     predict(Benchmark(pairs_csv, replace(CFG, jobs=3)), tmp_path / "three", timeless)
@@ -277,7 +276,7 @@ def test_a_folder_of_something_else_is_left_alone(benchmark: Benchmark, tmp_path
 
 def test_a_field_of_another_size_is_refused(benchmark: Benchmark, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"a field of shape \(2, 3, 3\); expected \(2, 65, 65\)"):
-        predict(benchmark, tmp_path, lambda fixed, moving: Prediction(np.zeros((2, 3, 3), np.float32)))
+        predict(benchmark, tmp_path, lambda inputs: Prediction(np.zeros((2, 3, 3), np.float32)))
 
 
 def test_a_network_s_own_fusion_field_and_verdict_are_stored(benchmark: Benchmark, tmp_path: Path) -> None:

@@ -64,9 +64,9 @@ def test_a_cut_image_lacks_what_it_says(data: PairSet, monkeypatch: pytest.Monke
     batch, hopeless = drawn(data, monkeypatch, "cut", 24)
     whole = warp(batch.truth, batch.known)
     head = warp(batch.mask, batch.known) > 0.5
-    gone = (batch.moving == 0) & head & (whole > 0)
-    share = gone.sum((1, 2, 3)) / (head & (whole > 0)).sum((1, 2, 3))
-    kept = batch.moving > 0
+    gone = (batch.moving[:, :1] == 0) & head & (whole[:, :1] > 0)
+    share = gone.sum((1, 2, 3)) / (head & (whole[:, :1] > 0)).sum((1, 2, 3))
+    kept = (batch.moving[:, :1] > 0).expand_as(whole)
     assert torch.equal(batch.moving[kept], whole[kept])
     assert 0.05 < share.min() < 0.25
     assert 0.55 < share.max() < 0.75
@@ -77,10 +77,11 @@ def test_a_cut_image_lacks_what_it_says(data: PairSet, monkeypatch: pytest.Monke
 def test_textures_fill_the_range_and_the_frame(data: PairSet, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, hopeless = drawn(data, monkeypatch, "texture")
     assert hopeless.all()
-    for picture in batch.moving:
+    for picture in batch.moving[:, 0]:
         assert picture.min() == 0
         assert picture.max() == 1
-    assert len({float(p.std()) for p in batch.moving}) == 8
+    assert len({float(p.std()) for p in batch.moving[:, 0]}) == 8
+    assert not batch.moving[:, 1:].any()
 
 
 def test_a_seed_gives_the_same_batch_again(data: PairSet) -> None:

@@ -23,7 +23,7 @@ from bsafusion.models.alignment import (
     mirror_field,
     reverse_correlation,
 )
-from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default, paper, working_shape
+from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default, in_colour, paper, working_shape
 from bsafusion.models.encoder import EncoderCfg
 from bsafusion.models.fusion import FusionCfg
 from bsafusion.models.layers import ChannelNorm, CrossBlock, TransformerBlock, wave_positions
@@ -145,7 +145,7 @@ def test_the_field_is_brought_to_full_resolution(small_cfg: BSAFusionCfg, random
 
 @pytest.mark.parametrize(
     ("fixed", "moving"),
-    [((1, 1, 40, 40), (1, 1, 40, 41)), ((1, 3, 40, 40), (1, 3, 40, 40)), ((1, 40, 40), (1, 40, 40))],
+    [((1, 1, 40, 40), (1, 1, 40, 41)), ((1, 1, 40, 40), (1, 2, 40, 40)), ((1, 40, 40), (1, 40, 40))],
 )
 def test_images_that_do_not_belong_together_are_refused(
     fixed: tuple[int, ...], moving: tuple[int, ...], small_cfg: BSAFusionCfg
@@ -177,6 +177,34 @@ def test_a_pair_is_treated_alike_alone_and_in_a_batch(small_cfg: BSAFusionCfg, r
 # --- stage 3: symmetry and directions -------------------------------------------------------------
 
 
+def in_colours(picture: Tensor) -> Tensor:
+    """``B 3 H W``: the luminance with a chroma of its own."""
+    return torch.cat([picture, 0.3 * (picture - 0.5), 0.2 * picture.flip(-1)], dim=1)
+
+
+def test_colour_is_seen_and_grey_is_a_colour_without_chroma(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    model = randomise(BSAFusion(small_cfg))
+    fixed, moving = images()
+    grey, zero, coloured = (
+        model.predict(fixed, picture) for picture in (moving, in_colour(moving), in_colours(moving))
+    )
+    assert torch.equal(grey.alignment.displacement, zero.alignment.displacement)
+    assert torch.equal(grey.fused, zero.fused)
+    assert (grey.alignment.displacement - coloured.alignment.displacement).abs().max() > 0.1
+    assert coloured.fused.shape == coloured.aligned.shape == moving.shape
+    both = model.predict(in_colours(fixed), in_colours(moving)).alignment.displacement
+    assert (both - coloured.alignment.displacement).abs().max() > 0.1
+
+
+def test_an_encoder_of_luminance_does_not_see_colour(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    for cfg in (replace(small_cfg, encoder=replace(small_cfg.encoder, colour=False)), small_paper()):
+        model = randomise(BSAFusion(cfg))
+        fixed, moving = images()
+        grey, coloured = model.predict(fixed, moving), model.predict(fixed, in_colours(moving))
+        assert torch.equal(grey.alignment.displacement, coloured.alignment.displacement)
+        assert torch.equal(grey.fused, coloured.fused)
+
+
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("shape", [(65, 81), (60, 77), (120, 40)])
 def test_swapping_the_images_gives_the_inverse(
@@ -184,6 +212,7 @@ def test_swapping_the_images_gives_the_inverse(
 ) -> None:
     model = randomise(BSAFusion(small_cfg))
     a, b = images(shape)
+    b = in_colours(b)
     there = model.predict(a, b, mirrored=mirrored).alignment
     back = model.predict(b, a, mirrored=mirrored).alignment
     assert there.displacement.abs().max() > 0.5
@@ -438,6 +467,7 @@ def test_options_survive_json(cfg: BSAFusionCfg) -> None:
         (EncoderCfg, {"widths": (8, 8, 8)}, "takes 4"),
         (EncoderCfg, {"widths": (8, 8, 8, 12)}, "multiple of 8"),
         (EncoderCfg, {"kind": "restormer"}, "takes 1"),
+        (EncoderCfg, {"kind": "restormer", "widths": (8,), "colour": True}, "luminance alone"),
         (RepresentationCfg, {"dim": 90}, "multiple of heads 4"),
         (FusionCfg, {"blocks": 0}, "1 to 4 blocks"),
         (FusionCfg, {"blocks": 5}, "1 to 4 blocks"),

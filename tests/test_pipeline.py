@@ -17,7 +17,7 @@ from pydicom.data import get_testdata_file
 
 import bsafusion
 from bsafusion import pipeline
-from bsafusion.colour import colourise
+from bsafusion.colour import colourise, split_colour
 from bsafusion.image import Geometry, Image, ImageError, Modality
 from bsafusion.io import read_colormap
 from bsafusion.models.bsafusion import BSAFusion, paper
@@ -98,6 +98,24 @@ def test_everything_lands_on_the_fixed_grid(
     assert sitk.ReadImage(str(out / "deformation.nii.gz")).GetSize() == fixed_shape[::-1]
     same = "same grid" if fixed_shape == moving_shape else "centred and scaled"
     assert result.report["grid"]["method"] == same
+
+
+@pytest.mark.parametrize("factor", [1, 257])
+def test_the_network_sees_luminance_and_the_colours_there_are(monkeypatch: pytest.MonkeyPatch, factor: int) -> None:
+    seen: list[torch.Tensor] = []
+    predict = BSAFusion.predict
+
+    def watched(network: BSAFusion, *pictures: torch.Tensor, **how: Any) -> Any:
+        seen.extend(pictures)
+        return predict(network, *pictures, **how)
+
+    monkeypatch.setattr(BSAFusion, "predict", watched)
+    grey, coloured = scan(SHAPE, seed=1), hot(scan(SHAPE, seed=1))
+    for moving in (grey, coloured.astype(np.uint16) * factor if factor > 1 else coloured):
+        fuse(image_of(scan(SHAPE)), image_of(moving), model=known_model())
+    assert [len(picture[0]) for picture in seen] == [1, 1, 1, 3]
+    luma, chroma = split_colour(np.moveaxis(coloured / 255, -1, 0))
+    np.testing.assert_allclose(seen[3][0], np.concatenate([luma, chroma]), atol=1e-6)
 
 
 def test_a_grey_moving_image_gives_grey_results(tmp_path: Path) -> None:

@@ -169,10 +169,12 @@ class Case:
 
 
 class Inputs(NamedTuple):
-    """What a method sees (``fixed``, ``moving``: ``H W`` float32 in [0, 1]) and what only the score knows."""
+    """What a method sees (``fixed``, ``moving``: luminance ``H W`` float32 in [0, 1]; ``chroma`` of the moving image,
+    ``2 H W``, 0 where it is grey) and what only the score knows."""
 
     fixed: Array
     moving: Array
+    chroma: Array
     known: Array
     mask: NDArray[np.bool_]
     corruption: Corruption | None
@@ -216,10 +218,14 @@ class Benchmark:
         family = MISALIGNMENTS["paper" if case.suite == "corrupted" else case.suite]
         batch = validation_batch(self.data, [case.index], family, draw=case.draw, device=_CPU)
         images = {"fixed": batch.fixed[0, 0].numpy(), "moving": batch.moving[0, 0].numpy()}
+        chroma = batch.moving[0, 1:].numpy()
         corruption = draw_corruption(case.index, case.draw) if case.suite == "corrupted" else None
         if corruption is not None:
             images[corruption.image] = corrupt(images[corruption.image], corruption)
-        return Inputs(**images, known=batch.known[0].numpy(), mask=batch.mask[0, 0].numpy() > 0, corruption=corruption)
+            if corruption.image == "moving":  # its colours would show what the damage hides
+                chroma = np.zeros_like(chroma)
+        mask = batch.mask[0, 0].numpy() > 0
+        return Inputs(**images, chroma=chroma, known=batch.known[0].numpy(), mask=mask, corruption=corruption)
 
     def sources(self, case: Case) -> tuple[Levels, Levels]:
         """Fixed and undeformed moving luminance, ``H W`` on 0..255: ``scoring.grey_levels`` of the files.

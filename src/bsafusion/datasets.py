@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bsafusion.colour import split_colour
 from bsafusion.deformation import affine_field, compose, warp
-from bsafusion.image import Geometry, Image, Modality
+from bsafusion.image import Geometry, Image, Modality, luma_of
 from bsafusion.io import read_image
 from bsafusion.metrics import head_mask
 from bsafusion.models.representation import MODALITIES
@@ -209,11 +210,20 @@ def shade(image: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     return (image * (level * noise).exp()).clamp(0, 1)
 
 
+def other_colours(chroma: Tensor, generator: torch.Generator) -> Tensor:
+    """The same picture from another colour map, or from none: chroma ``B 2 H W`` turned and scaled, or 0 in half."""
+    draw = torch.rand(2, len(chroma), 1, 1, generator=generator, device=chroma.device)
+    angle, factor = 2 * math.pi * draw[0], (2.4 * (draw[1] - 0.5)).clamp(min=0)
+    blue, red = chroma.unbind(1)
+    turned = torch.stack([angle.cos() * blue - angle.sin() * red, angle.sin() * blue + angle.cos() * red], dim=1)
+    return factor[:, None] * turned
+
+
 def cut_view(image: Tensor, mask: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Darken what lies beyond a straight line, as where a scanner's field of view ends.
 
     Args:
-        image, mask: ``B 1 H W``, the head where ``mask`` is above 0.
+        image, mask: ``B C H W`` and ``B 1 H W``, the head where ``mask`` is above 0.
         share: how many of the images are cut. Most lose top or bottom, at most 0.65 of the head's extent, and the
             line is tilted by up to 8 degrees.
     """
@@ -248,7 +258,8 @@ def blur(image: Tensor, sigma: Tensor) -> Tensor:
 
 
 class Batch(NamedTuple):
-    """Images ``B 1 H W`` in [0, 1]; ``truth`` is the moving image before ``known`` (``B 2 H W``) deformed it;
+    """``fixed`` is luminance ``B 1 H W`` in [0, 1], ``moving`` luminance and chroma ``B 3 H W`` (Cb, Cr in
+    [-0.5, 0.5], 0 where it is grey); ``truth`` is the moving image before ``known`` (``B 2 H W``) deformed it;
     ``mask`` is 1 inside the head; modalities index ``MODALITIES``, -1 for a remapped contrast; ``pair`` is each
     sample's place in its :class:`PairSet`."""
 
@@ -265,14 +276,15 @@ class Batch(NamedTuple):
 class PairSet:
     """All pairs of a list in memory, on one ``side`` x ``side`` grid.
 
-    ``fixed``, ``moving`` and ``mask`` are ``N 1 side side``, bytes on the CPU (an atlas slice takes 65 kB).
+    ``fixed``, ``moving`` and ``mask`` are ``N 1 side side``, bytes on the CPU (an atlas slice takes 65 kB); ``chroma``
+    is that of the moving images, ``N 2 side side``, in signed bytes.
     ``following``: index of the next pair of the same task and case in the list, the pair's own where there is none.
     """
 
     def __init__(self, pairs: Sequence[Pair], *, side: int = 256) -> None:
         self.pairs = list(pairs)
         loaded = [_load(pair, side) for pair in self.pairs]
-        self.fixed, self.moving, self.mask = (torch.stack(tensors) for tensors in zip(*loaded, strict=True))
+        self.fixed, self.moving, self.chroma, self.mask = (torch.stack(t) for t in zip(*loaded, strict=True))
         self.modality_moving = torch.tensor([MODALITIES.index(str(TASKS[p.task])) for p in self.pairs])
         self.following = torch.arange(len(self.pairs))
         latest: dict[tuple[str, str], int] = {}
@@ -284,24 +296,38 @@ class PairSet:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def pictures(
+        self, places: Sequence[int] | Tensor, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Fixed, moving and mask of the pairs at these places, as in :class:`Batch`."""
+        chosen = torch.as_tensor(places)
+        fixed, moving, chroma, mask = (
+            t[chosen].to(device).float() for t in (self.fixed, self.moving, self.chroma, self.mask)
+        )
+        return fixed / 255, torch.cat([moving, chroma], dim=1) / 255, mask
+
     def indices(self, task: str) -> list[int]:
         return [i for i, p in enumerate(self.pairs) if p.task == task]
 
 
-def _load(pair: Pair, side: int) -> tuple[Tensor, Tensor, Tensor]:
+def _load(pair: Pair, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     fixed, moving = read_image(pair.fixed), read_image(pair.moving)
     grid = type(fixed.geometry).picture((side, side))
     # Training happens on pictures: whatever the file says of millimetres, the pair already lies on one grid.
     picture_fixed = type(fixed.geometry).picture(fixed.geometry.shape)
     picture_moving = type(fixed.geometry).picture(moving.geometry.shape)
     _check_frames(pair, fixed, moving)
-    tensors = []
+    shown = []
     for image, geometry in ((fixed, picture_fixed), (moving, picture_moving)):
-        unit = fit_intensity(image).to_unit(image.luma())[None]
-        array = resample_to_grid(np.asarray(unit, dtype=np.float32), match_grids(grid, geometry), grid.shape)
-        tensors.append(torch.from_numpy(np.round(np.clip(array, 0, 1) * 255).astype(np.uint8)))
-    mask = head_mask(tensors[0][0].numpy(), tensors[1][0].numpy())
-    return tensors[0], tensors[1], torch.from_numpy(mask.astype(np.uint8))[None]
+        unit = fit_intensity(image).to_unit(image.array).astype(np.float32)
+        shown.append(np.clip(resample_to_grid(unit, match_grids(grid, geometry), grid.shape), 0, 1))
+    luma = [np.round(luma_of(picture) * 255).astype(np.uint8) for picture in shown]
+    mask = head_mask(*luma).astype(np.uint8)
+    chroma = np.zeros((2, side, side))
+    if len(shown[1]) == 3:
+        chroma = split_colour(shown[1])[1]
+    tensors = [torch.from_numpy(array)[None] for array in (*luma, mask)]
+    return tensors[0], tensors[1], torch.from_numpy(np.round(chroma * 255).clip(-127, 127).astype(np.int8)), tensors[2]
 
 
 def _check_frames(pair: Pair, fixed: Image, moving: Image) -> None:
@@ -336,6 +362,7 @@ class Mix:
         contrast: strength of a random remapping of the intensities of every image, 0 to 1.
         shade: strength of slow changes of brightness over each image, see :func:`shade`.
         cut: share of fixed and of moving images of which a part is out of view.
+        recolour: share of moving images in other colours: half of them in grey, half with another hue and saturation.
     """
 
     own_contrast: float = 0.5
@@ -347,6 +374,7 @@ class Mix:
     contrast: float = 0.0
     shade: float = 0.0
     cut: float = 0.0
+    recolour: float = 0.0
 
     def __post_init__(self) -> None:
         unknown = [name for name, _ in self.misalignments if name not in MISALIGNMENTS]
@@ -357,7 +385,7 @@ class Mix:
             )
         if len(self.tasks) != len(TASKS) or min(self.tasks) < 0:
             raise ValueError(f"tasks {self.tasks}: expected a share for each of {', '.join(TASKS)}, none below 0")
-        for name in ("own_contrast", "between", "apart", "contrast", "shade", "cut"):
+        for name in ("own_contrast", "between", "apart", "contrast", "shade", "cut", "recolour"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 0 to 1")
 
@@ -371,8 +399,7 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
         raise ValueError(f"tasks {mix.tasks}: the pairs at hand are of tasks that are never drawn; change the shares")
     task = torch.multinomial(shares, size, replacement=True, generator=cpu).tolist()
     chosen = torch.tensor([tasks[t][int(torch.randint(len(tasks[t]), (1,), generator=cpu))] for t in task])
-    fixed, moving, mask = (t[chosen].to(device).float() for t in (data.fixed, data.moving, data.mask))
-    fixed, moving = fixed / 255, moving / 255
+    fixed, moving, mask = data.pictures(chosen, device)
     modality_moving = data.modality_moving[chosen].to(device)
     modality_fixed = torch.zeros_like(modality_moving)
 
@@ -384,15 +411,14 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
         part_moving = part
         if mix.apart:
             part_moving = torch.where(uniform(size, 1, 1, 1) < mix.apart, uniform(size, 1, 1, 1), part)
-        next_fixed, next_moving, next_mask = (
-            t[data.following[chosen]].to(device).float() for t in (data.fixed, data.moving, data.mask)
-        )
-        fixed, moving = fixed.lerp(next_fixed / 255, part), moving.lerp(next_moving / 255, part_moving)
+        next_fixed, next_moving, next_mask = data.pictures(data.following[chosen], device)
+        fixed, moving = fixed.lerp(next_fixed, part), moving.lerp(next_moving, part_moving)
         mask = mask.lerp(next_mask, part)
 
     # One image against a remapping of itself: aligned to the last digit, in any contrast.
     own = uniform(size) < mix.own_contrast
     from_moving = own & (uniform(size) < 0.4)
+    moving, chroma = moving[:, :1], moving[:, 1:]
     source = torch.where(from_moving.view(-1, 1, 1, 1), moving, fixed)
     remapped = remap_contrast(source, generator)
     modality_fixed = torch.where(from_moving, modality_moving, modality_fixed)
@@ -401,6 +427,9 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
         torch.where(own.view(-1, 1, 1, 1), source, fixed),
         torch.where(own.view(-1, 1, 1, 1), remapped, moving),
     )
+    chroma = torch.where(own.view(-1, 1, 1, 1), 0.0, chroma)  # both in grey
+    if mix.recolour:
+        chroma = torch.where(uniform(size, 1, 1, 1) < mix.recolour, other_colours(chroma, generator), chroma)
     # Gains and gammas that no modality would be recognised by.
     gamma = 1 + 0.6 * (uniform(2, size, 1, 1, 1) - 0.5)
     fixed, moving = fixed.clamp(0, 1) ** gamma[0], moving.clamp(0, 1) ** gamma[1]
@@ -408,6 +437,7 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
         fixed, moving = (remap_contrast(image, generator, strength=mix.contrast) for image in (fixed, moving))
     if mix.shade:
         fixed, moving = (shade(image, mix.shade, generator) for image in (fixed, moving))
+    moving = torch.cat([moving, chroma], dim=1)
     if mix.cut:
         fixed, moving = (cut_view(image, mask, mix.cut, generator) for image in (fixed, moving))
 
@@ -457,8 +487,7 @@ def validation_batch(
     The field depends only on the pair's place in its split and on ``draw``.
     """
     chosen = torch.tensor(list(indices))
-    fixed, moving, mask = (t[chosen].to(device).float() for t in (data.fixed, data.moving, data.mask))
-    fixed, moving = fixed / 255, moving / 255
+    fixed, moving, mask = data.pictures(chosen, device)
     shape = (fixed.shape[-2], fixed.shape[-1])
     fields = [misalignment.draw(1, shape, torch.Generator().manual_seed(100_003 * draw + index)) for index in indices]
     known = torch.cat(fields).to(device)

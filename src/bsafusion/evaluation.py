@@ -160,8 +160,8 @@ class Prediction(NamedTuple):
     seconds: float | None = None
 
 
-Predictor = Callable[[Array, Array], Prediction]
-"""``(fixed, moving)``, both ``H W`` float32 in [0, 1], to a :class:`Prediction`; called from several threads."""
+Predictor = Callable[[Inputs], Prediction]
+"""From what a method sees of :class:`~bsafusion.benchmark.Inputs`; called from several threads."""
 
 
 @contextmanager
@@ -192,12 +192,12 @@ def open_method(method: Method, *, jobs: int = 1, device: str = "cpu") -> Iterat
     for worker in workers:
         free.put(worker)
 
-    def register(fixed: Array, moving: Array) -> Prediction:
+    def register(inputs: Inputs) -> Prediction:
         worker = free.get()
         try:
-            found = worker.register(fixed, moving)
+            found = worker.register(inputs.fixed, inputs.moving)
         except RegistrationError as error:  # the user is left with what he had
-            return Prediction(np.zeros((2, *fixed.shape), np.float32), status="failed", reasons=(str(error),))
+            return Prediction(np.zeros((2, *inputs.fixed.shape), np.float32), status="failed", reasons=(str(error),))
         finally:
             free.put(worker)
         return Prediction(found.displacement, seconds=found.seconds)
@@ -210,8 +210,10 @@ def open_method(method: Method, *, jobs: int = 1, device: str = "cpu") -> Iterat
 
 
 def _network(model: Model) -> Predictor:
-    def predict(fixed: Array, moving: Array) -> Prediction:
-        tensors = [torch.from_numpy(image)[None, None].to(model.device) for image in (fixed, moving)]
+    def predict(inputs: Inputs) -> Prediction:
+        fixed = inputs.fixed
+        pictures = (fixed[None], np.concatenate([inputs.moving[None], inputs.chroma]))
+        tensors = [torch.from_numpy(picture)[None].to(model.device) for picture in pictures]
         clock = time.thread_time if model.device == "cpu" else time.perf_counter
         started = clock()
         out = model.network.predict(*tensors)
@@ -326,7 +328,7 @@ def _predict_case(benchmark: Benchmark, root: Path, case: Case, predictor: Predi
         return False
     inputs = benchmark.inputs(case)
     started = time.perf_counter()
-    prediction = predictor(inputs.fixed, inputs.moving)
+    prediction = predictor(inputs)
     seconds = time.perf_counter() - started if prediction.seconds is None else prediction.seconds
     displacement = _rounded(prediction.displacement, inputs.known.shape)
     with atomic_folder(folder) as aside:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bsafusion.datasets import Batch, Misalignment, Mix, PairSet, blur, draw_batch, smooth_noise
 from bsafusion.deformation import warp
+from bsafusion.models.bsafusion import in_colour
 
 SHARES = {"as drawn": 0.42, "deformed": 0.28, "other patient": 0.14, "cut": 0.1, "texture": 0.06}
 """What becomes of the pairs of a batch."""
@@ -67,7 +68,7 @@ def draw_doubtful(data: PairSet, size: int, mix: Mix, generator: torch.Generator
     moving = torch.where(_as_map(cut), gone, moving)
 
     texture = of("texture")
-    moving = torch.where(_as_map(texture), _textures(moving, generator), moving)
+    moving = torch.where(_as_map(texture), in_colour(_textures(moving[:, :1], generator)), moving)
     return Doubtful(batch._replace(known=known, moving=moving), other | texture | (cut & (lost > HALF)))
 
 

@@ -375,7 +375,8 @@ def fuse(
         raise ImageError(
             f"{moving.source}: nothing of it but background falls on the fixed grid ({match.note}); check the positions"
         )
-    tensors = (torch.from_numpy(a)[None, None].to(model.device) for a in (luma_fixed, luma_moving))
+    pictures = (luma_fixed[None], _seen(moving, on_grid))
+    tensors = (torch.from_numpy(picture)[None].to(model.device) for picture in pictures)
     look = model.network.predict if options.network_fuses else model.network.predict_alignment
     steps = Refinement(options.refine) if options.refine else None
     out: Output | Matched = look(*tensors, aligned_already=options.aligned, mirrored=options.mirrored, refine=steps)
@@ -525,6 +526,15 @@ def versions() -> dict[str, str]:
 def _unit_luma(image: Image, array: Array) -> Array:
     """Luminance ``H W`` in [0, 1] of an array in the units of ``image``."""
     return np.clip(luma_of(fit_intensity(image).to_unit(array)), 0, 1).astype(np.float32)
+
+
+def _seen(image: Image, array: Array) -> Array:
+    """What the network sees of an array in the units of ``image``: luminance, and chroma of RGB, ``C H W``."""
+    luma = _unit_luma(image, array)[None]
+    if len(array) == 1:
+        return luma
+    unit = np.clip(fit_intensity(image).to_unit(array), 0, 1)
+    return np.concatenate([luma, split_colour(unit)[1]]).astype(np.float32)
 
 
 def _task(task: str, fixed: Image, moving: Image, representation: Representation) -> tuple[str, str]:

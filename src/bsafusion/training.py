@@ -231,10 +231,10 @@ class Objective:
                 terms["error"] = losses.error_loss(alignment, known, batch.mask)
             if "consistency" in self.wanted:
                 height, width = moving.shape[-2:]
-                warped = warp(moving, alignment.displacement[..., :height, :width])
-                terms["consistency"] = losses.consistency_loss(warped, batch.truth)
+                warped = warp(moving[:, :1], alignment.displacement[..., :height, :width])
+                terms["consistency"] = losses.consistency_loss(warped, batch.truth[:, :1])
         if fusing:
-            shown = batch.truth if cfg.fusion_reference == "truth" else aligned.detach()
+            shown = batch.truth[:, :1] if cfg.fusion_reference == "truth" else aligned.detach()
             terms |= self.fusion_terms(fused, batch.fixed, shown)
         return {name: term for name, term in terms.items() if name in self.wanted}, figures
 
@@ -324,7 +324,7 @@ def fusion_score(objective: Objective, data: PairSet, *, device: torch.device) -
         indices = list(range(start, min(start + 4, len(data))))
         b = datasets.validation_batch(data, indices, MISALIGNMENTS["paper"], draw=0, device=device)
         out = model.predict(b.fixed, b.moving)
-        shown = b.truth if objective.cfg.fusion_reference == "truth" else out.aligned
+        shown = b.truth[:, :1] if objective.cfg.fusion_reference == "truth" else out.aligned
         values.append(losses.total_loss(objective.fusion_terms(out.fused, b.fixed, shown), objective.cfg.weights))
     model.train(was_training)
     return float(torch.stack(values).mean())
@@ -355,7 +355,7 @@ def picture_grid(model: BSAFusion, data: PairSet, *, device: torch.device, rows:
         if indices:
             b = datasets.validation_batch(data, indices, MISALIGNMENTS["rigid"], draw=0, device=device)
             out = model.predict(b.fixed, b.moving)
-            panels = torch.cat([b.fixed, b.moving, out.aligned, out.fused], dim=3).float().cpu()
+            panels = torch.cat([b.fixed, b.moving[:, :1], out.aligned, out.fused], dim=3).float().cpu()
             lines.append(panels.flatten(0, 2))
     model.train(was_training)
     return torch.cat(lines)

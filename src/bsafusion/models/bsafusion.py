@@ -71,7 +71,9 @@ def default() -> BSAFusionCfg:
     """Ours: what a user gets."""
     # What came after the first weights is off unless a record says otherwise, so that those can still be read.
     return BSAFusionCfg(
-        representation=RepresentationCfg(cross_blocks=4), alignment=AlignmentCfg(carry=True, assessment=32)
+        encoder=EncoderCfg(colour=True),
+        representation=RepresentationCfg(cross_blocks=4),
+        alignment=AlignmentCfg(carry=True, assessment=32),
     )
 
 
@@ -140,7 +142,7 @@ class How(TypedDict, total=False):
 
 
 class Output(NamedTuple):
-    """``fused`` and ``aligned``: ``B 1 H W`` in [0, 1] on the fixed grid; ``alignment`` at full resolution
+    """``fused`` and ``aligned``: luminance ``B 1 H W`` in [0, 1] on the fixed grid; ``alignment`` at full resolution
     too, except its ``steps``, which stay on the grids of the encoder."""
 
     fused: Tensor
@@ -156,6 +158,22 @@ def working_shape(shape: tuple[int, int], side: int) -> tuple[int, int]:
         return shape
     height, width = (max(STRIDE + 1, round((n - 1) * (side - 1) / (longer - 1)) + 1) for n in shape)
     return height, width
+
+
+def in_colour(picture: Tensor) -> Tensor:
+    """A picture ``B 1 H W`` or ``B 3 H W`` as luminance and chroma, ``B 3 H W``; grey has no chroma."""
+    return F.pad(picture, (0, 0, 0, 0, 0, 3 - picture.shape[1]))
+
+
+def _check_pictures(fixed: Tensor, moving: Tensor) -> None:
+    images = (fixed, moving)
+    of_one_size = len({(len(x), *x.shape[2:]) for x in images}) == 1
+    if not of_one_size or any(x.dim() != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 32 for x in images):
+        raise ValueError(
+            f"fixed {tuple(fixed.shape)} and moving {tuple(moving.shape)}: expected both as B 1 H W or B 3 H W "
+            "(luminance, chroma) of one size, 32 pixels a side or more; bring the moving image to the fixed grid first "
+            "(preprocessing.match_grids)"
+        )
 
 
 def _skipped(alignment: Alignment) -> Alignment:
@@ -188,7 +206,7 @@ class BSAFusion(nn.Module):
         return shape if self.training else working_shape(shape, self.cfg.working_side)
 
     def to_working(self, image: Tensor) -> Tensor:
-        """``B 1 H W`` -> ``B 1 h w`` at working size, its border repeated to ``16 n + 1`` voxels a side."""
+        """``B C H W`` -> ``B C h w`` at working size, its border repeated to ``16 n + 1`` voxels a side."""
         shape = self._working_shape((image.shape[-2], image.shape[-1]))
         if shape != tuple(image.shape[-2:]):
             smooth = shape[0] < image.shape[-2] or shape[1] < image.shape[-1]
@@ -202,7 +220,7 @@ class BSAFusion(nn.Module):
         shape = (images.shape[-2], images.shape[-1])
         if self._working_shape(shape) == shape:
             return features._replace(shallow=self._crop(features.shallow, shape))
-        return features._replace(shallow=self.encoder.see(images))
+        return features._replace(shallow=self.encoder.see(images[:, :1]))
 
     def _crop(self, x: Tensor, shape: tuple[int, int]) -> Tensor:
         height, width = self._working_shape(shape)
@@ -234,14 +252,9 @@ class BSAFusion(nn.Module):
         mirrored: bool = False,
         refine: Refine | None = None,
     ) -> Matched:
-        """Stages 1 to 3 for two images ``B 1 H W``; for the options see :class:`How`."""
-        if fixed.shape != moving.shape or fixed.dim() != 4 or fixed.shape[1] != 1 or min(fixed.shape[-2:]) < 32:
-            raise ValueError(
-                f"fixed {tuple(fixed.shape)} and moving {tuple(moving.shape)}: expected both as B 1 H W of "
-                "one size, 32 pixels a side or more; bring the moving image to the fixed grid first "
-                "(preprocessing.match_grids)"
-            )
-        images = torch.cat([fixed, moving])
+        """Stages 1 to 3 for two images as in :meth:`forward`; for the options see :class:`How`."""
+        _check_pictures(fixed, moving)
+        images = torch.cat([in_colour(fixed), in_colour(moving)])
         plain = self._represent(self.encode(images))
         looked_at = plain
         if aligned_already:
@@ -263,13 +276,14 @@ class BSAFusion(nn.Module):
 
     def see_again(self, fixed: Tensor, moving: Tensor, matched: Matched) -> Matched:
         """``matched`` with the shallow features computed anew, to train them while the rest stays as it is."""
-        shallow_fixed, shallow_moving = self.encoder.see(torch.cat([fixed, moving])).chunk(2)
+        shallow_fixed, shallow_moving = self.encoder.see(torch.cat([fixed[:, :1], moving[:, :1]])).chunk(2)
         return matched._replace(
             fixed=matched.fixed._replace(shallow=shallow_fixed), moving=matched.moving._replace(shallow=shallow_moving)
         )
 
     def fuse(self, fixed: Tensor, moving: Tensor, matched: Matched, displacement: Tensor) -> tuple[Tensor, Tensor]:
-        """Stage 4: the fused and the aligned image, ``B 1 H W``, under a field on the encoder's grid."""
+        """Stage 4: the fused and the aligned luminance, ``B 1 H W``, under a field on the encoder's grid."""
+        fixed, moving = fixed[:, :1], moving[:, :1]
         shape = (fixed.shape[-2], fixed.shape[-1])
         features, plain = (matched.fixed, matched.moving), matched.representation.plain
         running = self.fusion.climb(features[0].pyramid, features[1].pyramid, plain, displacement)
@@ -283,7 +297,8 @@ class BSAFusion(nn.Module):
         """Align ``moving`` to ``fixed`` and fuse both.
 
         Args:
-            fixed, moving: ``B 1 H W`` float32 in [0, 1], on one grid, at least 32 pixels a side.
+            fixed, moving: ``B 1 H W`` luminance, float32 in [0, 1], or ``B 3 H W`` with chroma (Cb, Cr of BT.601, in
+                [-0.5, 0.5]) after it; on one grid, at least 32 pixels a side.
             how: see :class:`How`.
         """
         matched = self.match(fixed, moving, **how)

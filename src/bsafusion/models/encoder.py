@@ -43,11 +43,14 @@ class EncoderCfg:
         kind: ``restormer``: as published, tokens cut out at once; ``pyramid``: ours, strides 2 to 16.
         shallow: channels of the shallow features.
         widths: channels per stride of the pyramid, fine to coarse; the last is that of the tokens.
+        colour: the pyramid sees chroma beside luminance (pyramid only). The luminance of a colour map says less than
+            its colours: in the usual maps of PET and SPECT it does not even grow with uptake.
     """
 
     kind: Literal["restormer", "pyramid"] = "pyramid"
     shallow: int = 12
     widths: tuple[int, ...] = (24, 48, 64, 96)
+    colour: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("restormer", "pyramid"):
@@ -55,6 +58,8 @@ class EncoderCfg:
         expected = 1 if self.kind == "restormer" else 4
         if len(self.widths) != expected or any(w % 8 for w in self.widths):
             raise ValueError(f"widths {self.widths}: a {self.kind} encoder takes {expected}, each a multiple of 8")
+        if self.colour and self.kind == "restormer":
+            raise ValueError("the restormer encoder sees luminance alone, as published; leave colour out")
 
 
 class RestormerEncoder(nn.Module):
@@ -80,7 +85,7 @@ class RestormerEncoder(nn.Module):
         return self(image).pyramid  # type: ignore[no-any-return]
 
     def forward(self, image: Tensor) -> Features:
-        shallow = self.see(image)
+        shallow = self.see(image[:, :1])
         return Features(shallow, {STRIDE: self.to_tokens(self.second(shallow))})
 
 
@@ -90,7 +95,8 @@ class PyramidEncoder(nn.Module):
     def __init__(self, cfg: EncoderCfg) -> None:
         super().__init__()
         self.shallow = nn.Conv2d(1, cfg.shallow, 3, padding=1)
-        channels = (1, *cfg.widths)
+        self.channels = 3 if cfg.colour else 1
+        channels = (self.channels, *cfg.widths)
         self.levels = nn.ModuleList(
             nn.Sequential(conv_norm_act(c_in, c_out, stride=2), ResidualBlock(c_out) if i else nn.Identity())
             for i, (c_in, c_out) in enumerate(pairwise(channels))
@@ -102,6 +108,8 @@ class PyramidEncoder(nn.Module):
 
     def pyramid(self, image: Tensor) -> dict[int, Tensor]:
         """The features at each stride."""
+        # Grey has no chroma; of a picture in colour an encoder may see luminance alone.
+        image = F.pad(image, (0, 0, 0, 0, 0, self.channels - image.shape[1]))
         features: dict[int, Tensor] = {}
         stride = 1
         for level in self.levels:
@@ -110,7 +118,7 @@ class PyramidEncoder(nn.Module):
         return features
 
     def forward(self, image: Tensor) -> Features:
-        return Features(self.see(image), self.pyramid(image))
+        return Features(self.see(image[:, :1]), self.pyramid(image))
 
 
 def build_encoder(cfg: EncoderCfg) -> RestormerEncoder | PyramidEncoder:
