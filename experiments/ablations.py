@@ -46,6 +46,7 @@ ALIGNMENT = (
     'training.suites=["rigid","paper"]',
     "training.mix.own_contrast=0.5",
     'training.mix.misalignments=[["rigid",0.7],["paper",0.3]]',
+    "model.encoder.colour=false",
     "model.representation.cross_blocks=0",
     "model.alignment.carry=false",
 )

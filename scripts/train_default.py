@@ -43,6 +43,7 @@ STAGES = {
             between=0.3,
             contrast=0.2,
             cut=0.2,
+            recolour=0.15,
         ),
         weights=LossWeights(ce2=0.0),
     ),
@@ -70,6 +71,7 @@ STAGES = {
             misalignments=(("paper", 0.3), ("rigid", 0.2), ("large", 0.5)),
             between=0.2,
             contrast=0.1,
+            recolour=0.1,
         ),
     ),
 }

@@ -30,6 +30,7 @@ FILES = (
     "ablation_direction",
     "ablation_steps",
     "ablation_velocity",
+    "ablation_colour",
     "ablation_fusion_blocks",
 )
 SMALL = (
