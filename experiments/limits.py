@@ -8,6 +8,9 @@ what is left of each (*own*). *Shift* is the length of the common residual's mea
 moving image is aligned with itself as it was before, as if its undeformed look were known. *To next*: how far the
 atlas' own alignment of a pair differs from that of the next slice of its case: both images are aligned with those of
 the next slice, each within its modality, and the mean fields over the moving head are subtracted from each other.
+*Moved*: the length of the mean field that the network finds in a pair as the atlas has it, without any deformation.
+*Confirmed*: how much of that a search of all shifts by mutual information, which knows nothing of the network or the
+atlas, finds as well: the slope of its shifts over the network's (1: all of it, 0: nothing); not in pixels.
 Writes ``results/limits.json`` beside this file.
 
 -- results, written by the command --
@@ -38,6 +41,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from ablations import CPU, Column, Figures, table, write_results
 from numpy.typing import NDArray
@@ -55,8 +59,13 @@ COLUMNS = tuple(
     for group in (*SUITES, SLICES)
     for task in TASKS
 )
-ROWS = ("error", "common", "own", "shift", "known image", "to next")
-NOTES = "Means over pairs, pixels, inside the head; *to next* is between slices of the atlas, not under a suite."
+ROWS = ("error", "common", "own", "shift", "known image", "to next", "moved", "confirmed")
+REACH = 8
+"""Of the search by mutual information, pixels."""
+NOTES = (
+    "Means over pairs, pixels, inside the head; *to next*, *moved* and *confirmed* are of pairs as the atlas has them, "
+    "not under a suite."
+)
 Field = NDArray[np.float32]
 
 
@@ -115,6 +124,30 @@ def atlas_differs(network: BSAFusion, data: PairSet, here: int, after: int) -> f
     return float(np.hypot(*(shifts[1] - shifts[0])))
 
 
+def best_shift(fixed: NDArray[np.float32], moving: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The shift ``(y, x)`` in whole pixels, each at most :data:`REACH`, from ``fixed`` to ``moving`` (``H W``) with the
+    most mutual information inside the head."""
+    search = sitk.ImageRegistrationMethod()
+    search.SetMetricAsMattesMutualInformation(32)
+    search.SetMetricFixedMask(sitk.GetImageFromArray(mask.astype(np.uint8)))
+    search.SetInterpolator(sitk.sitkLinear)
+    search.SetInitialTransform(sitk.TranslationTransform(2), inPlace=False)
+    search.SetOptimizerAsExhaustive([REACH, REACH])
+    images = [sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(image), 1.0) for image in (fixed, moving)]
+    return np.array(search.Execute(*images).GetParameters()[::-1])
+
+
+def without_deformation(network: BSAFusion, data: PairSet, places: list[int]) -> tuple[float, float]:
+    """Of pairs as the atlas has them: how far the network moves them, and the part that mutual information confirms."""
+    moved, found = [], []
+    for index in places:
+        (fixed, moving, _), mask = data.pictures([index]), data.mask[index, 0].numpy() > 0
+        moved.append(displacement(network, fixed, moving)[:, mask].mean(1))
+        found.append(best_shift(fixed[0, 0].numpy(), moving[0, 0].numpy(), mask))
+    here, there = np.stack(moved).astype(np.float64), np.stack(found)
+    return float(np.hypot(*here.T).mean()), float((here * there).sum() / max((here * here).sum(), 1e-9))
+
+
 @torch.inference_mode()
 def measure(
     network: BSAFusion, read: Callable[[str], PairSet], together: PairSet, *, draws: int, limit: int
@@ -135,6 +168,11 @@ def measure(
                     known = [measure_known(network, data, index, suite) for index in chosen]
                     rows.setdefault("known image, val", {})[key] = statistics.fmean(known)
                 print(split, key, {name: round(row[key], 2) for name, row in rows.items() if key in row}, flush=True)
+    for task in TASKS:
+        if data.indices(task):
+            figures = without_deformation(network, data, spaced(data.indices(task), limit))
+            for name, figure in zip(("moved, val", "confirmed, val"), figures, strict=True):
+                rows.setdefault(name, {})[f"{SLICES}/{task}"] = figure
     apart: dict[str, dict[str, list[float]]] = {}
     for here, after in neighbours(together):
         one, other = together.pairs[here], together.pairs[after]

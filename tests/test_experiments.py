@@ -403,6 +403,22 @@ def test_a_slice_that_the_atlas_puts_elsewhere_than_the_next_is_seen(pairs_csv: 
         assert limits.atlas_differs(network, data, 0, 1) == pytest.approx(3, abs=0.5)
 
 
+def test_mutual_information_finds_a_shift_in_another_contrast_and_what_it_confirms(pairs_csv: Path) -> None:
+    from pairs import known_network
+
+    limits = importlib.import_module("limits")
+    data = PairSet(read_pairs(pairs_csv, split="val"), side=65)
+    fixed, moving, mask = data.pictures([0])
+    shifted = moving.roll((-3, 2), (-2, -1))
+    inside = mask[0, 0].numpy() > 0
+    assert limits.best_shift(fixed[0, 0].numpy(), shifted[0, 0].numpy(), inside).tolist() == [-3, 2]
+    data.moving[0] = (255 * shifted[0, :1]).round().byte()
+    for shift, confirmed in (((-3.0, 2.0), 1), ((3.0, -2.0), -1), ((2.0, 3.0), 0)):
+        moved, share = limits.without_deformation(known_network(shift), data, [0])
+        assert moved == pytest.approx(13**0.5, abs=0.05)
+        assert share == pytest.approx(confirmed, abs=0.03)
+
+
 def test_what_a_network_that_never_moves_leaves(pairs_csv: Path, tmp_path: Path) -> None:
     from pairs import known_weights
 

@@ -254,7 +254,9 @@ class BSAFusion(nn.Module):
     ) -> Matched:
         """Stages 1 to 3 for two images as in :meth:`forward`; for the options see :class:`How`."""
         _check_pictures(fixed, moving)
-        images = torch.cat([in_colour(fixed), in_colour(moving)])
+        if fixed.shape != moving.shape:
+            fixed, moving = in_colour(fixed), in_colour(moving)
+        images = torch.cat([fixed, moving])
         plain = self._represent(self.encode(images))
         looked_at = plain
         if aligned_already:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bsafusion.models.layers import ResidualBlock, RestormerBlock, conv_norm_act
 
 STRIDE = 16  # of the coarsest grid, where the tokens live
+CHROMA_GAIN = 4.0  # brings chroma to about the spread of luminance
 
 
 class Features(NamedTuple):
@@ -95,8 +96,11 @@ class PyramidEncoder(nn.Module):
     def __init__(self, cfg: EncoderCfg) -> None:
         super().__init__()
         self.shallow = nn.Conv2d(1, cfg.shallow, 3, padding=1)
-        self.channels = 3 if cfg.colour else 1
-        channels = (self.channels, *cfg.widths)
+        # A layer of its own, so that it can be added to a network that was trained without: grey then stays as it was.
+        self.chroma = nn.Conv2d(2, cfg.widths[0], 3, stride=2, padding=1, bias=False) if cfg.colour else None
+        if self.chroma is not None:
+            nn.init.normal_(self.chroma.weight, std=0.03)  # colours begin with a part in the features, not the lead
+        channels = (1, *cfg.widths)
         self.levels = nn.ModuleList(
             nn.Sequential(conv_norm_act(c_in, c_out, stride=2), ResidualBlock(c_out) if i else nn.Identity())
             for i, (c_in, c_out) in enumerate(pairwise(channels))
@@ -108,13 +112,17 @@ class PyramidEncoder(nn.Module):
 
     def pyramid(self, image: Tensor) -> dict[int, Tensor]:
         """The features at each stride."""
-        # Grey has no chroma; of a picture in colour an encoder may see luminance alone.
-        image = F.pad(image, (0, 0, 0, 0, 0, self.channels - image.shape[1]))
-        features: dict[int, Tensor] = {}
-        stride = 1
-        for level in self.levels:
-            image, stride = level(image), stride * 2
-            features[stride] = image
+        luma, chroma = image[:, :1], image[:, 1:]
+        convolution, *rest = self.levels[0][0]  # type: ignore[index]
+        x = convolution(luma)
+        if self.chroma is not None and chroma.shape[1]:
+            x = x + self.chroma(CHROMA_GAIN * chroma)
+        for layer in rest:
+            x = layer(x)
+        features, stride = {2: x}, 2
+        for level in self.levels[1:]:
+            x, stride = level(x), stride * 2
+            features[stride] = x
         return features
 
     def forward(self, image: Tensor) -> Features:
