@@ -1,10 +1,11 @@
-"""What do the steps, a look at the mirror images and a second pass give, with the same weights?
+"""What do the steps, the colours, a look at the mirror images and a second pass give, with the same weights?
 
     python experiments/inference.py PAIRS.csv [--weights default] [--draws 1] [--limit N]
 
 No training: the val pairs, misaligned by fields with fixed seeds, are aligned by the first steps alone, by all of them
-(what ``fuse`` does), by all of them for the images and for their mirror images (``fuse --mirrored``), and once more
-after both images were brought to the middle by the first pass; that second pass is taken whole, or half of it.
+(what ``fuse`` does), by all of them without the colours of the moving image, by all of them for the images and for their
+mirror images (``fuse --mirrored``), and once more after both images were brought to the middle by the first pass; that
+second pass is taken whole, or half of it.
 Writes ``results/inference.json`` beside this file.
 
 -- results, written by the command --
@@ -47,7 +48,7 @@ COLUMNS = tuple(
     for suite in MISALIGNMENTS
     for task in TASKS
 )
-ALL_STEPS = "all steps"
+ALL_STEPS, IN_GREY = "all steps", "all steps, in grey"
 NOTES = (
     "Mean endpoint error inside the head, pixels, against the known fields. A second pass is composed with the first "
     "on both sides of the middle."
@@ -75,6 +76,7 @@ def ways(network: BSAFusion, fixed: Tensor, moving: Tensor) -> dict[str, Tensor]
     for count, step in enumerate(first.steps[:-1], start=1):
         found[f"to {step.name}"] = cut(between_images(first.steps[:count], grid)[0].displacement)
     found[ALL_STEPS] = cut(first.displacement)
+    found[IN_GREY] = cut(network.match(fixed, moving[:, :1]).alignment.displacement)
     found["and mirrored"] = cut(network.match(fixed, moving, mirrored=True).alignment.displacement)
     to_fixed, to_moving = from_middle(first, shape, grid)
     again = network.match(warp(fixed, to_fixed), warp(moving, to_moving, padding="zeros")).alignment

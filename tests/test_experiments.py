@@ -30,7 +30,6 @@ FILES = (
     "ablation_direction",
     "ablation_steps",
     "ablation_velocity",
-    "ablation_colour",
     "ablation_fusion_blocks",
 )
 SMALL = (
@@ -333,6 +332,7 @@ def test_ways_to_align(small_cfg: BSAFusionCfg, randomise: Callable[[BSAFusion],
         found = inference.ways(network, fixed, moving)
         stay = inference.ways(network, fixed, fixed)
     assert torch.allclose(found["all steps"], network.predict(fixed, moving).alignment.displacement, atol=1e-3)
+    assert torch.equal(found["all steps, in grey"], found["all steps"])  # it was grey
     mirrored = network.predict(fixed, moving, mirrored=True).alignment.displacement
     assert torch.allclose(found["and mirrored"], mirrored, atol=1e-3)
     half, whole = found["and half of it"], found["and a second pass"]

@@ -44,8 +44,8 @@ class EncoderCfg:
         kind: ``restormer``: as published, tokens cut out at once; ``pyramid``: ours, strides 2 to 16.
         shallow: channels of the shallow features.
         widths: channels per stride of the pyramid, fine to coarse; the last is that of the tokens.
-        colour: the pyramid sees chroma beside luminance (pyramid only). The luminance of a colour map says less than
-            its colours: in the usual maps of PET and SPECT it does not even grow with uptake.
+        colour: the pyramid sees chroma beside luminance (pyramid only): the luminance of the usual colour maps of PET
+            and SPECT does not grow with uptake.
     """
 
     kind: Literal["restormer", "pyramid"] = "pyramid"
