@@ -3,9 +3,9 @@
     python experiments/inference.py PAIRS.csv [--weights default] [--draws 1] [--limit N]
 
 No training: the val pairs, misaligned by fields with fixed seeds, are aligned by the first steps alone, by all of them
-(what ``fuse`` does), by all of them without the colours of the moving image, by all of them for the images and for their
-mirror images (``fuse --mirrored``), and once more after both images were brought to the middle by the first pass; that
-second pass is taken whole, or half of it.
+(what ``fuse`` does), by all of them without the colours of the moving image, by all of them for the images and for
+their mirror images (``fuse --mirrored``), and once more after both images were brought to the middle by the first pass;
+that second pass is taken whole, or half of it.
 Writes ``results/inference.json`` beside this file.
 
 -- results, written by the command --
