@@ -9,17 +9,18 @@ that second pass is taken whole, or half of it.
 Writes ``results/inference.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (fce134f939e3), 60 val pairs, draws: 1.
+Budget: no training; weights default (5c693b37d3b7), 60 val pairs, draws: 1.
 
-                   paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  large CT  large PET  large SPECT
-before alignment       3.84       3.80         3.72      7.28       8.63         7.58     21.37      24.58        22.10
-to affine              3.47       3.55         3.59      1.99       2.11         2.87      4.65       5.23         6.00
-to 1/16                2.77       2.77         3.05      1.80       1.54         2.75      3.69       4.19         4.87
-to 1/8                 2.48       2.49         3.02      1.76       1.33         2.78      3.26       3.77         4.70
-all steps              2.36       2.43         3.02      1.76       1.37         2.81      2.98       3.63         4.68
-and mirrored           2.30       2.41         2.99      1.70       1.23         2.71      2.88       3.55         4.42
-and a second pass      2.60       2.57         3.37      2.32       1.88         3.36      2.96       3.52         4.78
-and half of it         2.41       2.43         3.13      1.98       1.56         3.04      2.89       3.50         4.67
+                    paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  large CT  large PET  large SPECT
+before alignment        3.84       3.80         3.72      7.28       8.63         7.58     21.37      24.58        22.10
+to affine               3.47       3.39         3.50      1.94       2.09         2.76      4.69       5.10         5.62
+to 1/16                 2.75       2.71         3.00      1.74       1.38         2.62      3.64       4.29         4.64
+to 1/8                  2.47       2.48         2.99      1.70       1.21         2.62      3.18       3.86         4.48
+all steps               2.35       2.42         3.00      1.70       1.23         2.64      2.91       3.73         4.44
+all steps, in grey      2.35       2.45         3.02      1.70       1.32         2.70      2.91       3.75         4.51
+and mirrored            2.29       2.38         2.96      1.57       1.13         2.53      2.80       3.52         4.23
+and a second pass       2.59       2.58         3.30      2.22       1.75         3.18      2.93       3.53         4.53
+and half of it          2.41       2.44         3.09      1.90       1.41         2.86      2.85       3.57         4.43
 
 Mean endpoint error inside the head, pixels, against the known fields. A second pass is composed with the
 first on both sides of the middle.
