@@ -28,7 +28,7 @@ def child(preset: str, threads: int, runs: int) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = BSAFusion(PRESETS[preset]()).eval().to(memory_format=torch.channels_last)
-    fixed, moving = torch.rand(2, 1, 1, 256, 256)
+    fixed, moving = torch.rand(1, 1, 256, 256), torch.rand(1, 3, 256, 256)  # a moving image in colour
     times = []
     for run in range(runs + 2):
         started = time.perf_counter()
