@@ -156,6 +156,25 @@ def test_a_drawn_rotation_turns_about_the_centre() -> None:
     assert angles.min() < 0 < angles.max()
 
 
+def test_milder_draws_have_rotations_without_a_shift(train: PairSet) -> None:
+    def turned_in_place(fields: Tensor) -> float:
+        across = fields[:, 0, 32, 64] - fields[:, 0, 32, 0]  # rows gained over 64 columns
+        turned = across.abs() > 64 * math.sin(math.radians(3))
+        return float((turned & (fields[:, :, 32, 32].norm(dim=1) < 1)).float().mean())
+
+    rigid, large = MISALIGNMENTS["rigid"], MISALIGNMENTS["large"]
+    plain, milder = (rigid.draw(600, (SIDE, SIDE), seeded(), milder=share) for share in (0.0, 1.0))
+    assert turned_in_place(plain) < 0.02
+    assert turned_in_place(milder) > 0.04
+    assert milder[:, :, 32, 32].abs().max() <= rigid.translation
+    shifts = Misalignment(translation=8).draw(600, (SIDE, SIDE), seeded(), milder=1.0)[:, :, 0, 0]
+    assert shifts.abs().mean() == pytest.approx(4 / 3, rel=0.15)  # the square of a uniform part has a mean of 1/3
+    for name, family in (("rigid", rigid), ("large", large), ("paper", MISALIGNMENTS["paper"])):
+        mixes = [Mix(misalignments=((name, 1.0),), milder=share) for share in (0.0, 1.0)]
+        sizes = [draw_batch(train, 16, mix, seeded(), device=CPU).known[:, :, 32, 32].norm(dim=1) for mix in mixes]
+        assert torch.equal(*sizes) if not family.rotation else sizes[1].mean() < 0.7 * sizes[0].mean()
+
+
 def test_a_drawn_scale_keeps_directions() -> None:
     fields = Misalignment(scale=0.1).draw(64, (41, 41), seeded())
     factors = (20 + fields[:, 1, 20, 40]) / 20
@@ -409,7 +428,7 @@ def test_both_images_of_a_batch_are_shaded_each_by_itself(train: PairSet) -> Non
     assert (factors[0] - factors[1]).abs().mean() > 0.02
 
 
-@pytest.mark.parametrize("name", ["own_contrast", "between", "apart", "contrast", "shade", "cut", "recolour"])
+@pytest.mark.parametrize("name", ["milder", "own_contrast", "between", "apart", "contrast", "shade", "cut", "recolour"])
 def test_shares_are_shares(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} 1\.5.*expected 0 to 1"):
         Mix(**{name: 1.5})

@@ -132,9 +132,15 @@ class Misalignment:
     elastic: float = 0.0
     sigma: float = 16.0
 
-    def draw(self, count: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-        """Fields ``p``, ``count 2 H W``: ``moving(x) = truth(x + p(x))``; elastic first, affine after."""
+    def draw(self, count: int, shape: tuple[int, int], generator: torch.Generator, *, milder: float = 0.0) -> Tensor:
+        """Fields ``p``, ``count 2 H W``: ``moving(x) = truth(x + p(x))``; elastic first, affine after.
+
+        ``milder``: how often each of rotation, scale and translation is reduced to a random part of itself.
+        """
         uniform = torch.rand(count, 4, generator=generator, device=generator.device) * 2 - 1
+        if milder:
+            reduced, part = torch.rand(2, count, 3, generator=generator, device=generator.device)
+            uniform = uniform * torch.where(reduced < milder, part.square(), 1.0)[:, [0, 1, 2, 2]]
         angle, factor = uniform[:, 0] * math.radians(self.rotation), 1 + uniform[:, 1] * self.scale
         cosine, sine, shift = factor * angle.cos(), factor * angle.sin(), uniform[:, 2:] * self.translation
         linear = torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1)
@@ -355,6 +361,8 @@ class Mix:
         own_contrast: share of samples that show one image against a random remapping of its own intensities.
         tasks: how often each of ``TASKS`` is drawn, whatever its number of pairs; relative to each other.
         misalignments: name of a family in ``MISALIGNMENTS`` and its share, as ``(("paper", 0.5), ...)``.
+        milder: in families that rotate, how often each of rotation, scale and translation is reduced to a random part of
+            itself, so that small rotations without a shift are seen, too.
         pose: both images are moved together by up to this family first.
         between: share of pairs that are mixed with the next slice of their case, by a random part.
         apart: share of pairs whose moving image is mixed with the next slice by a part of its own, so that the two
@@ -368,6 +376,7 @@ class Mix:
     own_contrast: float = 0.5
     tasks: tuple[float, ...] = (1.0,) * len(TASKS)
     misalignments: tuple[tuple[str, float], ...] = (("paper", 0.4), ("rigid", 0.25), ("large", 0.35))
+    milder: float = 0.0
     pose: Misalignment = Misalignment(translation=8, rotation=10, scale=0.12)
     between: float = 0.0
     apart: float = 0.0
@@ -385,7 +394,7 @@ class Mix:
             )
         if len(self.tasks) != len(TASKS) or min(self.tasks) < 0:
             raise ValueError(f"tasks {self.tasks}: expected a share for each of {', '.join(TASKS)}, none below 0")
-        for name in ("own_contrast", "between", "apart", "contrast", "shade", "cut", "recolour"):
+        for name in ("milder", "own_contrast", "between", "apart", "contrast", "shade", "cut", "recolour"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 0 to 1")
 
@@ -451,7 +460,9 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
     for index, name in enumerate(names):
         members = (family == index).nonzero().flatten().to(device)
         if len(members):
-            known[members] = MISALIGNMENTS[name].draw(len(members), shape, generator)
+            chosen_family = MISALIGNMENTS[name]
+            milder = mix.milder if chosen_family.rotation else 0.0
+            known[members] = chosen_family.draw(len(members), shape, generator, milder=milder)
     return Batch(
         fixed=warp(fixed, pose),
         moving=warp(moving, compose(pose, known)),
