@@ -361,8 +361,8 @@ class Mix:
         own_contrast: share of samples that show one image against a random remapping of its own intensities.
         tasks: how often each of ``TASKS`` is drawn, whatever its number of pairs; relative to each other.
         misalignments: name of a family in ``MISALIGNMENTS`` and its share, as ``(("paper", 0.5), ...)``.
-        milder: in families that rotate, how often each of rotation, scale and translation is reduced to a random part of
-            itself, so that small rotations without a shift are seen, too.
+        milder: in families that rotate, how often each of rotation, scale and translation is reduced to a random part
+            of itself, so that small rotations without a shift are seen, too.
         pose: both images are moved together by up to this family first.
         between: share of pairs that are mixed with the next slice of their case, by a random part.
         apart: share of pairs whose moving image is mixed with the next slice by a part of its own, so that the two
