@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from bsafusion.evaluation import (
 )
 from bsafusion.io import read_image, write_image
 from bsafusion.metrics import PAPER_METRICS, endpoint_error, summarise
+from bsafusion.models.bsafusion import BSAFusion
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.scoring import score_one
 from bsafusion.trust import Calibration, alignment_sha256, calibration_file
@@ -296,6 +298,26 @@ def test_a_network_s_own_fusion_field_and_verdict_are_stored(benchmark: Benchmar
         assert row["status"] == "suspect"  # it expects to be far off
         assert row["expected_error"] == pytest.approx(30, rel=0.01)
         assert row["seconds"] > 0
+
+
+def test_a_network_sees_the_colours_that_are_not_damaged(
+    benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    predict = BSAFusion.predict
+
+    def watched(network: BSAFusion, *pictures: torch.Tensor) -> Any:
+        seen.extend(picture[0] for picture in pictures)
+        return predict(network, *pictures)
+
+    monkeypatch.setattr(BSAFusion, "predict", watched)
+    case = next(c for c in benchmark.cases(1) if (c.suite, c.task) == ("paper", "pet-mri"))
+    inputs = benchmark.inputs(case)
+    with open_method(Method("ours", "network", str(known_weights(tmp_path)))) as (predictor, _):
+        predictor(inputs)
+    assert np.array_equal(seen[0], inputs.fixed[None])
+    assert np.array_equal(seen[1], np.concatenate([inputs.moving[None], inputs.chroma]))
+    assert np.abs(inputs.chroma).max() > 0.1
 
 
 def test_another_calibration_of_the_same_weights_counts_as_other_settings(benchmark: Benchmark, tmp_path: Path) -> None:

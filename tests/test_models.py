@@ -260,10 +260,11 @@ def test_a_symmetric_pair_has_nothing_to_disagree_on(small_cfg: BSAFusionCfg, ra
 
 
 def test_the_two_fields_are_inverse(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
-    cfg = replace(small_cfg, alignment=replace(small_cfg.alignment, steps=("affine", "1/16")))
+    encoder = replace(small_cfg.encoder, colour=False)
+    cfg = replace(small_cfg, encoder=encoder, alignment=replace(small_cfg.alignment, steps=("affine", "1/16")))
     model = randomise(BSAFusion(cfg))
     with torch.no_grad():  # what random residual blocks say is too wild for any field to be inverted
-        model.alignment.steps["1_16"].out.weight.mul_(0.2)
+        model.alignment.steps["1_16"].out.weight.mul_(0.3)
     alignment = model.predict(*images()).alignment
     both = compose(alignment.displacement, alignment.inverse)[..., 12:-12, 12:-12]
     assert both.abs().mean() < 0.1 * alignment.displacement.abs().mean()

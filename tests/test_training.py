@@ -463,6 +463,7 @@ def test_a_run_starts_from_given_weights(
 def test_a_larger_network_starts_with_the_answer_of_a_smaller_one(tmp_path: Path, training_cfg: BSAFusionCfg) -> None:
     smaller = replace(
         training_cfg,
+        encoder=replace(training_cfg.encoder, colour=False),
         representation=replace(training_cfg.representation, cross_blocks=0),
         alignment=replace(training_cfg.alignment, carry=False, assessment=0),
     )
@@ -475,11 +476,14 @@ def test_a_larger_network_starts_with_the_answer_of_a_smaller_one(tmp_path: Path
     )
     model = BSAFusion(training_cfg)
     stays = start_from(model, str(tmp_path / "small.safetensors"))
-    assert all(name.startswith(("representation.cross.", "alignment.assessment.")) for name in stays)
+    assert all(name.startswith(("encoder.chroma.", "representation.cross.", "alignment.assessment.")) for name in stays)
     pair = torch.rand(2, 1, 1, 65, 65)
     expected, found = source.predict(*pair), model.predict(*pair)
     torch.testing.assert_close(found.alignment.displacement, expected.alignment.displacement, rtol=0, atol=1e-3)
     torch.testing.assert_close(found.fused, expected.fused, rtol=0, atol=1e-4)
+    # Only colours it sees from the start: from nothing, training hardly took them up.
+    coloured = model.predict(pair[0], torch.cat([pair[1], 0.3 * torch.rand(1, 2, 65, 65)], dim=1))
+    assert (coloured.alignment.displacement - found.alignment.displacement).abs().max() > 1e-2
 
 
 def test_without_a_validation_split_the_last_weights_count(
