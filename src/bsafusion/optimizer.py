@@ -24,7 +24,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     """The nearest matrix with orthogonal rows (or columns, whichever are fewer), roughly: every singular value becomes
     about 1. ``M N`` -> ``M N``."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide.bfloat16()
+    x = wide.float()
     x = x / (x.norm() + 1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(ROUNDS):
