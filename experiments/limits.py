@@ -4,7 +4,9 @@
 
 No training. Pairs of ``train`` and of ``val`` are misaligned by fields with fixed seeds and aligned; the residual of a
 pair is split into what all its draws share (*common*: the atlas' own misalignment, or the network's for that pair) and
-what is left of each (*own*). *Shift* is the length of the common residual's mean over the head. *Known image*: the
+what is left of each (*own*). All three (*rms* is that of the whole) are root mean squares, the first two without the
+bias of few draws: the squares of *common* and *own* add up to that of *rms*. *Error*, as elsewhere, is the mean length.
+*Shift* is the length of the mean residual's mean over the head. *Known image*: the
 moving image is aligned with itself as it was before, as if its undeformed look were known. *To next*: how far the
 atlas' own alignment of a pair differs from that of the next slice of its case: both images are aligned with those of
 the next slice, each within its modality, and the mean fields over the moving head are subtracted from each other.
@@ -62,7 +64,8 @@ COLUMNS = tuple(
     for group in (*SUITES, SLICES)
     for task in TASKS
 )
-ROWS = ("error", "common", "own", "shift", "known image", "to next", "moved", "confirmed")
+SQUARES = ("rms", "common", "own")
+ROWS = ("error", *SQUARES, "shift", "known image", "to next", "moved", "confirmed")
 REACH = 8
 """Of the search by mutual information, pixels."""
 NOTES = (
@@ -78,18 +81,26 @@ def displacement(network: BSAFusion, fixed: torch.Tensor, moving: torch.Tensor) 
 
 
 def parts(residuals: list[NDArray[np.float64]], mask: NDArray[np.bool_]) -> Figures:
-    """Lengths of the residuals ``2 H W`` of one pair's draws, of what they share and of what they do not."""
-    common = np.mean(residuals, axis=0)
-
-    def length(field: NDArray[np.float64]) -> float:
-        return float(np.hypot(*field)[mask].mean())
-
+    """Lengths of the residuals ``2 H W`` of one pair's draws, and the mean squares of all, of what the draws share and of
+    what they do not. The product of two draws is free of what each has of its own: what is shared is taken from those,
+    and may come out below 0 by chance."""
+    inside = np.stack(residuals)[:, :, mask]  # draws 2 pixels
+    draws = len(inside)
+    every = float(np.square(inside).sum(1).mean())
+    shared = (float(np.square(inside.sum(0)).sum(0).mean()) / draws - every) / (draws - 1)
     return {
-        "error": statistics.fmean(map(length, residuals)),
-        "common": length(common),
-        "own": statistics.fmean(length(residual - common) for residual in residuals),
-        "shift": float(np.hypot(*common[:, mask].mean(1))),
+        "error": float(np.hypot(inside[:, 0], inside[:, 1]).mean()),
+        "rms": every,
+        "common": shared,
+        "own": every - shared,
+        "shift": float(np.hypot(*inside.mean((0, 2)))),
     }
+
+
+def mean_of(found: list[Figures]) -> Figures:
+    """The mean over pairs of what :func:`parts` says; the roots of the mean squares, in pixels."""
+    means = {name: statistics.fmean(figures[name] for figures in found) for name in found[0]}
+    return {name: max(value, 0.0) ** 0.5 if name in SQUARES else value for name, value in means.items()}
 
 
 def measure_pair(network: BSAFusion, data: PairSet, index: int, suite: str, draws: int) -> Figures:
@@ -165,8 +176,8 @@ def measure(
                     continue
                 chosen, key = spaced(data.indices(task), limit), f"{suite}/{task}"
                 found = [measure_pair(network, data, index, suite, draws) for index in chosen]
-                for name in found[0]:
-                    rows.setdefault(f"{name}, {split}", {})[key] = statistics.fmean(figures[name] for figures in found)
+                for name, value in mean_of(found).items():
+                    rows.setdefault(f"{name}, {split}", {})[key] = value
                 if split == "val":
                     known = [measure_known(network, data, index, suite) for index in chosen]
                     rows.setdefault("known image, val", {})[key] = statistics.fmean(known)

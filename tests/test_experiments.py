@@ -368,12 +368,29 @@ def test_parts_of_residuals_that_are_known() -> None:
     shared, swing = np.zeros((2, 8, 9)), np.zeros((2, 8, 9))
     shared[0], shared[1], swing[0] = 3.0, 4.0, 0.5
     shared[:, 0] = 100.0  # outside the head
-    assert limits.parts([shared, shared], mask) == pytest.approx({"error": 5, "common": 5, "own": 0, "shift": 5})
-    assert limits.parts([swing, -swing], mask) == pytest.approx({"error": 0.5, "common": 0, "own": 0.5, "shift": 0})
+    same = {"error": 5, "rms": 25, "common": 25, "own": 0, "shift": 5}
+    opposite = {"error": 0.5, "rms": 0.25, "common": -0.25, "own": 0.5, "shift": 0}
+    assert limits.parts([shared, shared], mask) == pytest.approx(same)
+    assert limits.parts([swing, -swing], mask) == pytest.approx(opposite)
+    assert limits.mean_of([same, opposite]) == pytest.approx(
+        {"error": 2.75, "rms": 12.625**0.5, "common": 12.375**0.5, "own": 0.5, "shift": 2.5}
+    )
+    assert limits.mean_of([opposite])["common"] == 0  # below 0 by chance
     turned = np.stack([np.where(np.arange(9) < 4, 1.0, -1.0) * np.ones((8, 1)), np.zeros((8, 9))])
     found = limits.parts([turned, turned], mask)
     assert found["common"] == pytest.approx(1)
     assert found["shift"] == pytest.approx(1 / 9)  # five columns against four
+
+
+@pytest.mark.parametrize("draws", [2, 3, 8])
+def test_few_draws_do_not_make_what_each_has_of_its_own_smaller(draws: int) -> None:
+    limits = importlib.import_module("limits")
+    chance, mask = np.random.default_rng(0), np.ones((100, 100), dtype=bool)
+    common = np.stack([np.full((100, 100), 3.0), np.zeros((100, 100))])
+    residuals = [common + chance.normal(0, 2, common.shape) for _ in range(draws)]
+    found = limits.mean_of([limits.parts(residuals, mask)])
+    assert found["common"] == pytest.approx(3, rel=0.05)
+    assert found["own"] == pytest.approx(8**0.5, rel=0.05)  # 2 in each direction
 
 
 def test_slices_are_compared_with_the_next_of_their_case(pairs_csv: Path) -> None:
@@ -431,6 +448,12 @@ def test_what_a_network_that_never_moves_leaves(pairs_csv: Path, tmp_path: Path)
     for suite in ("paper", "rigid"):
         key = f"{suite}/ct-mri"
         for split in ("train", "val"):
-            assert rows[f"error, {split}"][key] > rows[f"common, {split}"][key] > rows[f"shift, {split}"][key] > 0
+            error, rms, common, own, shift = (
+                rows[f"{name}, {split}"][key] for name in ("error", "rms", "common", "own", "shift")
+            )
+            assert rms > error > shift > 0
+            assert own > 0
+            if common > 0:
+                assert own**2 + common**2 == pytest.approx(rms**2)
         assert rows["known image, val"][key] > 1
     assert "| [limits.py](limits.py) |" in (tmp_path / "README.md").read_text(encoding="utf-8")
