@@ -9,18 +9,18 @@ that second pass is taken whole, or half of it.
 Writes ``results/inference.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (5c693b37d3b7), 60 val pairs, draws: 1.
+Budget: no training; weights default (3a4a88b683c2), 60 val pairs, draws: 1.
 
                     paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  large CT  large PET  large SPECT
 before alignment        3.84       3.80         3.72      7.28       8.63         7.58     21.37      24.58        22.10
-to affine               3.47       3.39         3.50      1.94       2.09         2.76      4.69       5.10         5.62
-to 1/16                 2.75       2.71         3.00      1.74       1.38         2.62      3.64       4.29         4.64
-to 1/8                  2.47       2.48         2.99      1.70       1.21         2.62      3.18       3.86         4.48
-all steps               2.35       2.42         3.00      1.70       1.23         2.64      2.91       3.73         4.44
-all steps, in grey      2.35       2.45         3.02      1.70       1.32         2.70      2.91       3.75         4.51
-and mirrored            2.29       2.38         2.96      1.57       1.13         2.53      2.80       3.52         4.23
-and a second pass       2.59       2.58         3.30      2.22       1.75         3.18      2.93       3.53         4.53
-and half of it          2.41       2.44         3.09      1.90       1.41         2.86      2.85       3.57         4.43
+to affine               3.43       3.44         3.58      1.85       2.08         2.91      4.60       5.05         5.69
+to 1/16                 2.73       2.75         3.06      1.66       1.36         2.79      3.52       4.14         4.66
+to 1/8                  2.47       2.49         3.05      1.65       1.20         2.81      3.07       3.68         4.51
+all steps               2.34       2.43         3.05      1.66       1.23         2.81      2.83       3.55         4.46
+all steps, in grey      2.34       2.45         3.07      1.66       1.30         2.83      2.83       3.57         4.52
+and mirrored            2.29       2.39         3.00      1.55       1.13         2.57      2.75       3.43         4.21
+and a second pass       2.56       2.57         3.30      2.18       1.71         3.26      2.86       3.36         4.52
+and half of it          2.39       2.43         3.12      1.87       1.41         2.99      2.78       3.39         4.44
 
 Mean endpoint error inside the head, pixels, against the known fields. A second pass is composed with the
 first on both sides of the middle.

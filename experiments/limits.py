@@ -16,22 +16,24 @@ atlas, finds as well: the slope of its shifts over the network's (1: all of it, 
 Writes ``results/limits.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (5c693b37d3b7), at most 60 pairs a task and split, draws: 3.
+Budget: no training; weights default (3a4a88b683c2), at most 60 pairs a task and split, draws: 3.
 
                   paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  atlas CT  atlas PET  atlas SPECT
-error, train          2.11       2.21         2.59      1.22       0.99         1.68
-error, val            2.28       2.42         3.08      1.62       1.31         2.63
-common, train         1.55       1.51         1.79      1.04       0.81         1.40
-common, val           1.75       1.65         2.35      1.54       1.14         2.35
-own, train            1.40       1.59         1.86      0.59       0.56         0.90
-own, val              1.41       1.75         1.95      0.48       0.62         0.95
-shift, train          0.54       0.48         0.73      0.52       0.36         0.72
-shift, val            0.85       0.46         1.36      0.94       0.49         1.55
-known image, val      0.73       1.48         0.94      0.40       0.56         0.58
-to next, train                                                                            1.00       0.35         0.98
-to next, val                                                                              1.20       0.52         1.31
-moved, val                                                                                0.85       0.38         1.23
-confirmed, val                                                                            0.26       0.26         0.98
+error, train          2.11       2.20         2.58      1.17       0.96         1.57
+error, val            2.28       2.41         3.16      1.60       1.29         2.70
+rms, train            2.48       2.62         2.96      1.46       1.18         1.95
+rms, val              2.70       2.85         3.71      1.98       1.60         3.37
+common, train         1.29       1.07         1.25      1.18       0.88         1.44
+common, val           1.66       1.12         2.41      1.87       1.28         2.98
+own, train            2.12       2.39         2.68      0.85       0.78         1.31
+own, val              2.13       2.62         2.81      0.64       0.96         1.58
+shift, train          0.52       0.47         0.69      0.51       0.35         0.68
+shift, val            0.84       0.42         1.45      0.95       0.51         1.65
+known image, val      0.73       1.47         0.94      0.37       0.52         0.55
+to next, train                                                                            1.03       0.34         0.97
+to next, val                                                                              1.17       0.50         1.29
+moved, val                                                                                0.83       0.35         1.28
+confirmed, val                                                                            0.39      -0.25         0.79
 
 Means over pairs, pixels, inside the head; *to next*, *moved* and *confirmed* are of pairs as the atlas has
 them, not under a suite.
@@ -81,9 +83,9 @@ def displacement(network: BSAFusion, fixed: torch.Tensor, moving: torch.Tensor) 
 
 
 def parts(residuals: list[NDArray[np.float64]], mask: NDArray[np.bool_]) -> Figures:
-    """Lengths of the residuals ``2 H W`` of one pair's draws, and the mean squares of all, of what the draws share and of
-    what they do not. The product of two draws is free of what each has of its own: what is shared is taken from those,
-    and may come out below 0 by chance."""
+    """Lengths of the residuals ``2 H W`` of one pair's draws, and the mean squares of all, of what the draws share and
+    of what they do not. The product of two draws is free of what each has of its own: what is shared is taken from
+    those, and may come out below 0 by chance."""
     inside = np.stack(residuals)[:, :, mask]  # draws 2 pixels
     draws = len(inside)
     every = float(np.square(inside).sum(1).mean())

@@ -194,7 +194,7 @@ def mirror_field(field: Tensor) -> Tensor:
     return field.flip(-1) * field.new_tensor([1, -1]).view(2, 1, 1)
 
 
-def local_correlation(a: Tensor, b: Tensor, radius: int, *, block: int = 16) -> Tensor:
+def local_correlation(a: Tensor, b: Tensor, radius: int, *, block: int = 11) -> Tensor:
     """Inner products of every descriptor of ``a`` with those of ``b`` in a window around it.
 
     ``B C H W`` twice -> ``B (2r+1)^2 H W``; channel ``(dy + r)(2r + 1) + dx + r`` holds

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bsafusion.deformation import resize_field, warp
-from bsafusion.models.layers import RestormerBlock, resize
+from bsafusion.models.layers import RestormerBlock, join, resize
 
 BLOCK_STRIDES = (16, 8, 4, 2)
 
@@ -64,7 +64,7 @@ class FusionBlock(nn.Module):
             self.body = nn.Sequential(nn.Conv2d(channels, inner, 1), RestormerBlock(inner, out_channels))
 
     def forward(self, *features: Tensor) -> Tensor:
-        fused: Tensor = self.body(torch.cat(features, dim=1))
+        fused: Tensor = self.body(join(*features))
         return fused
 
 
@@ -139,6 +139,6 @@ class Fusion(nn.Module):
         if self.cfg.kind == "restormer":
             drawn: Tensor = torch.sigmoid(self.last(torch.cat([running, *shallow], dim=1)).float())
             return drawn
-        logits = self.last(torch.cat([running, *shallow, fixed, aligned], dim=1)).float()
+        logits = self.last(join(running, *shallow, fixed, aligned)).float()
         weight_fixed, weight_moving = torch.sigmoid(logits).chunk(2, dim=1)
         return (weight_fixed * fixed.float() + weight_moving * aligned.float()).clamp(0, 1)

@@ -170,3 +170,17 @@ class ResidualBlock(nn.Module):
 def resize(x: Tensor, shape: tuple[int, int]) -> Tensor:
     """Bilinear resizing with the package's one convention: corner centres stay on corner centres."""
     return x if tuple(x.shape[-2:]) == shape else F.interpolate(x, size=shape, mode="bilinear", align_corners=True)
+
+
+def join(*maps: Tensor) -> Tensor:
+    """The channels of all maps ``B C H W`` in one, for a convolution to read.
+
+    In inference with the channels last, as weights are then kept: torch's own concatenation is slow where layouts
+    differ, and the convolution would copy its result once more.
+    """
+    if not torch.is_inference_mode_enabled() or any(m.dtype != maps[0].dtype for m in maps):
+        return torch.cat(maps, dim=1)
+    first = maps[0]
+    shape = (len(first), sum(m.shape[1] for m in maps), *first.shape[2:])
+    out = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=torch.channels_last)
+    return torch.cat(maps, dim=1, out=out)
