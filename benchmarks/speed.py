@@ -3,7 +3,8 @@
     python benchmarks/speed.py [--threads 2] [--runs 15]
 
 Each preset runs in a process of its own, in turn, several times over; medians and the ratio of medians are printed. The
-weights are random: time does not depend on them. Peak memory is the process's own maximum, libraries included.
+weights are random: time does not depend on them. Freed memory is kept, as by the commands of the package
+(``bsafusion.memory``). Peak memory is the process's own maximum, libraries included.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ def child(preset: str, threads: int, runs: int) -> None:
     """Print the median time of one pair and the process's peak memory as JSON."""
     import torch
 
+    from bsafusion.memory import keep_freed_memory
     from bsafusion.models.bsafusion import PRESETS, BSAFusion
 
+    keep_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = BSAFusion(PRESETS[preset]()).eval().to(memory_format=torch.channels_last)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bsafusion.memory import keep_freed_memory
+
 if TYPE_CHECKING:
     from bsafusion.pipeline import FusionResult
 
@@ -621,6 +623,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fal
 
 def main() -> None:
     """Entry point of the ``bsafusion`` command."""
+    keep_freed_memory()
     app(prog_name="bsafusion")
 
 

@@ -368,10 +368,16 @@ def _summarise_group(values: Sequence[Mapping[str, float]]) -> dict[str, MetricS
     table = np.array([[row[name] for name in names] for row in values])
     n = len(table)
     draw = np.random.default_rng(SEED)
-    means = np.sort([table[draw.integers(n, size=n)].mean(axis=0) for _ in range(RESAMPLES)], axis=0)
+
+    def mean_of(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        # A mean of equal numbers may be rounded past them.
+        means: NDArray[np.float64] = np.clip(rows.mean(axis=0), rows.min(axis=0), rows.max(axis=0))
+        return means
+
+    means = np.sort([mean_of(table[draw.integers(n, size=n)]) for _ in range(RESAMPLES)], axis=0)
     # Sorted means, not interpolated percentiles: between infinite ones there is nothing to interpolate.
     ends = zip(means[_CUT].tolist(), means[-_CUT - 1].tolist(), strict=True) if n > 1 else [(None, None)] * len(names)
-    centres = zip(table.mean(axis=0).tolist(), np.median(table, axis=0).tolist(), strict=True)
+    centres = zip(mean_of(table).tolist(), np.median(table, axis=0).tolist(), strict=True)
     return {
         name: MetricSummary(n, mean, median, low, high)
         for name, (mean, median), (low, high) in zip(names, centres, ends, strict=True)
