@@ -26,7 +26,7 @@ from bsafusion.models.alignment import (
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default, in_colour, paper, working_shape
 from bsafusion.models.encoder import EncoderCfg
 from bsafusion.models.fusion import FusionCfg
-from bsafusion.models.layers import ChannelNorm, CrossBlock, TransformerBlock, wave_positions
+from bsafusion.models.layers import ChannelNorm, CrossBlock, TransformerBlock, join, wave_positions
 from bsafusion.models.representation import ModalityRepresentation, RepresentationCfg
 
 Randomise = Callable[[nn.Module], Any]
@@ -675,3 +675,19 @@ def test_training_sees_a_window_at_its_own_scale() -> None:
     window = torch.rand(1, 1, 96, 96, generator=torch.Generator().manual_seed(0))
     assert model.train().match(window, window).alignment.displacement.shape == (1, 2, 97, 97)
     assert model.eval().match(window, window).alignment.displacement.shape == (1, 2, 257, 257)
+
+
+def test_maps_are_joined_alike_in_training_and_in_inference() -> None:
+    maps = [torch.rand(2, channels, 5, 7) for channels in (3, 1, 4)]
+    maps[0] = maps[0].contiguous(memory_format=torch.channels_last)
+    maps[2] = torch.rand(2, 4, 6, 8)[..., :5, :7].requires_grad_()
+    plain = join(*maps)
+    plain.sum().backward()
+    assert maps[2].grad is not None
+    with torch.inference_mode():
+        joined = join(*maps)
+        mixed = join(maps[0], maps[1].half())
+    assert torch.equal(joined, plain)
+    assert torch.equal(plain, torch.cat(maps, dim=1))
+    assert joined.is_contiguous(memory_format=torch.channels_last)
+    assert mixed.dtype == torch.float32
