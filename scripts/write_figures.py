@@ -279,7 +279,7 @@ contrasts were never trained on):
 
 `python benchmarks/alignment.py PAIRS.csv --samples -o benchmarks/results/alignment.json`
 
-One 256x256 pair after loading, on {speed["threads"]} CPU threads: {seconds["default"]:.3f} s and {peak["default"]:.0f} MB (whole
+One 256x256 pair after loading, as the commands run it, on {speed["threads"]} CPU threads: {seconds["default"]:.3f} s and {peak["default"]:.0f} MB (whole
 process); the published network's shape takes {seconds["paper"]:.3f} s and {peak["paper"]:.0f} MB in the same run,
 {seconds["paper"] / seconds["default"]:.1f} times as long. The whole `fuse` command, cold: {speed["cold_fuse_seconds"]:.1f} s.
 

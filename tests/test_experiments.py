@@ -452,8 +452,7 @@ def test_what_a_network_that_never_moves_leaves(pairs_csv: Path, tmp_path: Path)
                 rows[f"{name}, {split}"][key] for name in ("error", "rms", "common", "own", "shift")
             )
             assert rms > error > shift > 0
-            assert own > 0
-            if common > 0:
-                assert own**2 + common**2 == pytest.approx(rms**2)
+            # What two draws share by chance is less than nothing for some fields: then nothing is common.
+            assert own**2 + common**2 == pytest.approx(rms**2) if common else own > rms
         assert rows["known image, val"][key] > 1
     assert "| [limits.py](limits.py) |" in (tmp_path / "README.md").read_text(encoding="utf-8")

@@ -190,6 +190,15 @@ def test_the_means_of_the_runs_are_those_of_their_logs() -> None:
     assert all(f"{figure.split()[-1]} px" in table for figure in told[2:])
 
 
+def test_what_small_rotations_leave_is_what_was_measured() -> None:
+    measured = json.loads((ROOT / "experiments/results/breaking_point.json").read_text(encoding="utf-8"))
+    of = measured["points"]["rotation"]["5"]
+    page = " ".join((ROOT / "docs/training.md").read_text(encoding="utf-8").split())
+    assert f"now 5° leave {of['error']:.2f} px and {100 * of['off']:.0f} %" in page
+    table = (ROOT / "experiments/README.md").read_text(encoding="utf-8")
+    assert f"is left with {of['error']:.2f} px and {100 * of['off']:.0f} % of the pairs" in table
+
+
 def test_the_numbers_that_judge_are_among_the_best() -> None:
     listed = trust.choose(trust.read_measured(pipeline.load_model().trust.alignment_sha256), best=63)
     losses = {frozenset(features): loss for loss, features in listed}
