@@ -26,23 +26,25 @@ from bsafusion.losses import LossWeights
 from bsafusion.pipeline import check_device
 from bsafusion.training import TrainingCfg, read_memory, train, validate
 
-POSE = Misalignment(translation=6, rotation=8, scale=0.1, elastic=500, sigma=24)
+POSE = Misalignment(translation=8, rotation=10, scale=0.12, elastic=550, sigma=24)
 ONLY_PAPER = Mix(own_contrast=0.0, misalignments=(("paper", 1.0),))
 STAGES = {
     "alignment": TrainingCfg(
         parts="alignment",
-        steps=4200,
-        lr=1.5e-3,
+        steps=8000,
+        batch=64,
+        lr=2e-3,
         warmup=100,
-        validate_every=1400,
+        validate_every=2000,
         mix=Mix(
             own_contrast=0.1,
-            tasks=(0.9, 1.0, 1.3),
-            misalignments=(("paper", 0.52), ("rigid", 0.18), ("large", 0.3)),
+            tasks=(0.9, 1.0, 1.4),
+            misalignments=(("paper", 0.55), ("rigid", 0.17), ("large", 0.28)),
             milder=0.5,
             pose=POSE,
-            between=0.3,
+            between=0.4,
             contrast=0.2,
+            shade=0.2,
             cut=0.2,
             recolour=0.15,
         ),
@@ -50,13 +52,14 @@ STAGES = {
     ),
     "fusion": TrainingCfg(
         parts="fusion",
-        steps=700,
+        steps=800,
+        batch=32,
         lr=1e-3,
         warmup=20,
-        validate_every=350,
+        validate_every=400,
         mix=ONLY_PAPER,
         weights=LossWeights(
-            information=1.7, fidelity=0.9, structure=2.0, visibility=0.5, edge=3.3, intensity=2.0, highlight=12.0
+            information=1.3, fidelity=0.7, structure=4.0, visibility=0.5, edge=4.5, intensity=2.0, highlight=12.0
         ),
     ),
     "assessment": TrainingCfg(
@@ -70,6 +73,7 @@ STAGES = {
         mix=Mix(
             own_contrast=0.1,
             misalignments=(("paper", 0.3), ("rigid", 0.2), ("large", 0.5)),
+            milder=0.3,
             between=0.2,
             contrast=0.1,
             recolour=0.1,

@@ -15,7 +15,7 @@ ROOT = Path(bsafusion.__file__).parent
 
 # Each module imports only from the rows above its own. A module that is in no row has no place yet: give it one.
 ORDER = (
-    {"competitor_worker", "image", "memory", "samples"},
+    {"competitor_worker", "cuda", "image", "memory", "samples"},
     {"colour", "competitors", "deformation", "metrics", "plain_fusion"},
     {"io"},
     {"preprocessing"},

@@ -282,8 +282,8 @@ class Batch(NamedTuple):
 class PairSet:
     """All pairs of a list in memory, on one ``side`` x ``side`` grid.
 
-    ``fixed``, ``moving`` and ``mask`` are ``N 1 side side``, bytes on the CPU (an atlas slice takes 65 kB); ``chroma``
-    is that of the moving images, ``N 2 side side``, in signed bytes.
+    ``fixed``, ``moving`` and ``mask`` are ``N 1 side side``, bytes (an atlas slice takes 65 kB); ``chroma`` is that of
+    the moving images, ``N 2 side side``, in signed bytes. They lie on the CPU until :meth:`to` moves them.
     ``following``: index of the next pair of the same task and case in the list, the pair's own where there is none.
     """
 
@@ -302,13 +302,20 @@ class PairSet:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def to(self, device: torch.device | str) -> PairSet:
+        """This set, its images on ``device`` from now on."""
+        self.fixed, self.moving, self.chroma, self.mask = (
+            t.to(device) for t in (self.fixed, self.moving, self.chroma, self.mask)
+        )
+        return self
+
     def pictures(
         self, places: Sequence[int] | Tensor, device: torch.device | str = "cpu"
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Fixed, moving and mask of the pairs at these places, as in :class:`Batch`."""
         chosen = torch.as_tensor(places)
         fixed, moving, chroma, mask = (
-            t[chosen].to(device).float() for t in (self.fixed, self.moving, self.chroma, self.mask)
+            t[chosen.to(t.device)].to(device).float() for t in (self.fixed, self.moving, self.chroma, self.mask)
         )
         return fixed / 255, torch.cat([moving, chroma], dim=1) / 255, mask
 

@@ -27,9 +27,9 @@ Mode = Literal["bilinear", "nearest"]
 Padding = Literal["border", "zeros"]
 
 
-def identity_grid(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Voxel coordinates of a grid, ``D *S``, with the dtype and device of ``like``."""
-    axes = [torch.arange(n, dtype=like.dtype, device=like.device) for n in shape]
+def identity_grid(shape: tuple[int, ...], like: Tensor, *, centred: bool = False) -> Tensor:
+    """Voxel coordinates of a grid, ``D *S``, from its first voxel or its centre, with dtype and device of ``like``."""
+    axes = [torch.arange(n, dtype=like.dtype, device=like.device) - ((n - 1) / 2 if centred else 0) for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
@@ -113,19 +113,20 @@ def integrate(velocity: Tensor, squarings: int) -> Tensor:
     return displacement
 
 
-def invert(displacement: Tensor, *, tolerance: float = 1e-3, iterations: int = 30) -> Tensor:
+def invert(displacement: Tensor, *, tolerance: float | None = 1e-3, iterations: int = 30) -> Tensor:
     """The field ``v`` with ``compose(u, v) = 0``, by the fixed-point iteration ``v <- -u(x + v)``.
 
     ``B D *S`` -> ``B D *S``. Converges where the field does not fold and is contracting (Chen et al., Med. Phys. 2008).
 
     Args:
-        tolerance: voxels; stops when no component changes by more.
+        tolerance: voxels; stops when no component changes by more. With None all iterations are made, and the device
+            is never waited for.
         iterations: at most.
     """
     inverse = -displacement
     for _ in range(iterations):
         last, inverse = inverse, -warp(displacement, inverse)
-        if float((inverse - last).detach().abs().max()) <= tolerance:
+        if tolerance is not None and float((inverse - last).detach().abs().max()) <= tolerance:
             break
     return inverse
 
@@ -143,8 +144,9 @@ def resize_field(displacement: Tensor, *, shape: tuple[int, ...]) -> Tensor:
     mode = "bilinear" if len(shape) == 2 else "trilinear"
     resized = F.interpolate(displacement, size=shape, mode=mode, align_corners=True)
     factors = [(new - 1) / max(old - 1, 1) for new, old in zip(shape, spatial, strict=True)]
-    scale = torch.tensor(factors, dtype=resized.dtype, device=resized.device)
-    return resized * scale.view(1, -1, *([1] * len(shape)))
+    if len(set(factors)) == 1:
+        return resized * factors[0]
+    return torch.stack([resized[:, axis] * factor for axis, factor in enumerate(factors)], dim=1)
 
 
 def affine_field(matrix: Tensor, *, shape: tuple[int, ...]) -> Tensor:
@@ -158,8 +160,7 @@ def affine_field(matrix: Tensor, *, shape: tuple[int, ...]) -> Tensor:
         ``B D *S``.
     """
     dimensions = matrix.shape[1]
-    centre = torch.tensor([(n - 1) / 2 for n in shape], dtype=matrix.dtype, device=matrix.device)
-    offset = identity_grid(shape, matrix) - centre.view(-1, *([1] * dimensions))
+    offset = identity_grid(shape, matrix, centred=True)
     linear = matrix[:, :, :dimensions] - torch.eye(dimensions, dtype=matrix.dtype, device=matrix.device)
     moved = torch.einsum("bij,j...->bi...", linear, offset)
     return moved + matrix[:, :, dimensions].view(-1, dimensions, *([1] * dimensions))

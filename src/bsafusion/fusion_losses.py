@@ -71,7 +71,8 @@ def sobel_magnitude(image: Tensor) -> Tensor:
 
 def _sobel_kernels(like: Tensor) -> Tensor:
     """Derivatives rightwards and upwards, ``2 1 3 3``."""
-    kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=like.device, dtype=like.dtype)
+    ramp = torch.arange(-1, 2, device=like.device, dtype=like.dtype)
+    kernel = (2 - ramp.abs())[:, None] * ramp
     return torch.stack([kernel, kernel.T.flip(0)])[:, None]
 
 

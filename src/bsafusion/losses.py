@@ -19,7 +19,7 @@ from bsafusion.fusion_losses import ssim
 from bsafusion.models.alignment import STEP_STRIDES, Alignment, Step
 from bsafusion.models.assessment import WORST
 from bsafusion.models.encoder import STRIDE
-from bsafusion.models.representation import Representation
+from bsafusion.models.representation import MODALITIES, Representation
 
 
 @dataclass(frozen=True)
@@ -80,23 +80,30 @@ def modality_losses(
 
     Modalities ``B`` index ``MODALITIES``; -1 where there is none (a remapped contrast).
     """
-    logits = torch.cat(representation.logits).float()
     target = torch.cat([modality_fixed, modality_moving])
-    known = target >= 0
-    ce1 = F.cross_entropy(logits[known], target[known]) if bool(known.any()) else logits.sum() * 0
+    ce1 = _mean_where(_cross_entropy(representation.logits, _one_hot(target)), target >= 0)
     if not confuse:
         return ce1, ce1 * 0
     if representation.judge_logits is None:
         raise ValueError("the judge was not asked; put the network in training mode to compute L_ce2")
     # Confusion means even odds between the modalities that the two images have.
-    judged = torch.cat(representation.judge_logits).float()
-    both = known.view(2, -1).all(0).repeat(2)
-    odds = F.one_hot(modality_fixed.clamp(min=0), judged.shape[1]) + F.one_hot(
-        modality_moving.clamp(min=0), judged.shape[1]
-    )
-    odds = (odds.float() / 2).repeat(2, 1)
-    ce2 = F.cross_entropy(judged[both], odds[both]) if bool(both.any()) else judged.sum() * 0
-    return ce1, ce2
+    odds = (_one_hot(modality_fixed) + _one_hot(modality_moving)).repeat(2, 1) / 2
+    both = ((modality_fixed >= 0) & (modality_moving >= 0)).repeat(2)
+    return ce1, _mean_where(_cross_entropy(representation.judge_logits, odds), both)
+
+
+def _one_hot(modality: Tensor) -> Tensor:
+    """``B`` -> ``B 4``, 0 where there is none."""
+    return (modality[:, None] == torch.arange(len(MODALITIES), device=modality.device)).float()
+
+
+def _cross_entropy(logits: tuple[Tensor, Tensor], odds: Tensor) -> Tensor:
+    return -(odds * torch.cat(logits).float().log_softmax(1)).sum(1)
+
+
+def _mean_where(values: Tensor, there: Tensor) -> Tensor:
+    """0 where none is: no answer of the device is needed to tell."""
+    return (values * there).sum() / there.sum().clamp(min=1)
 
 
 # --- fields ---------------------------------------------------------------------------------------
@@ -187,7 +194,7 @@ def _affine_match(step: Step, known: Tensor, mask: Tensor) -> Tensor:
     grid = identity_grid(shape, known)
     points = (grid.flatten(1).T).expand(len(known), -1, -1)  # B N 2
     to_fixed = sample(known, (STRIDE * grid).expand(len(known), -1, -1, -1)) / STRIDE
-    to_moving = invert(to_fixed, iterations=8)
+    to_moving = invert(to_fixed, tolerance=None, iterations=8)
     weight_fixed = sample(mask, (STRIDE * grid).expand(len(known), -1, -1, -1)).flatten(1)
     weight_moving = sample(mask, STRIDE * (grid + to_fixed)).flatten(1)
     losses = []

@@ -20,18 +20,18 @@ UPDATE_RMS = 0.2  # of a step's entries, per unit of learning rate: what AdamW's
 THINNEST = 8  # rows or columns of what counts as a matrix
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """The nearest matrix with orthogonal rows (or columns, whichever are fewer), roughly: every singular value becomes
-    about 1. ``M N`` -> ``M N``."""
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide.float()
-    x = x / (x.norm() + 1e-7)
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """The nearest matrices with orthogonal rows (or columns, whichever are fewer), roughly: every singular value
+    becomes about 1. ``... M N`` -> ``... M N``."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if tall else matrices).float()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(ROUNDS):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    level: Tensor = x if matrix.shape[0] <= matrix.shape[1] else x.T
-    return level.to(matrix.dtype)
+    level: Tensor = x.mT if tall else x
+    return level.to(matrices.dtype)
 
 
 def is_matrix(parameter: Tensor) -> bool:
@@ -64,32 +64,57 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step along the gradients that are there."""
+        """One step along the gradients that are there.
+
+        Tensors are worked on in lists, matrices of one shape in one stack: a GPU takes as long for one that is small as
+        for a hundred.
+        """
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                direction = self._orthogonal if is_matrix(p) else self._adam
-                p.add_(direction(p, p.grad, group), alpha=-group["lr"])
+            reached = [p for p in group["params"] if p.grad is not None]
+            if not reached:
+                continue
+            torch._foreach_mul_(reached, 1 - group["lr"] * group["weight_decay"])
+            self._orthogonal([p for p in reached if is_matrix(p)], group)
+            self._adam([p for p in reached if not is_matrix(p)], group)
 
-    def _orthogonal(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self.state[p]
-        mean: Tensor = state.setdefault("exp_avg", torch.zeros_like(p))
-        mean.lerp_(gradient, 1 - group["momentum"])
-        ahead = gradient.lerp(mean, group["momentum"]).flatten(1)
-        scale: float = UPDATE_RMS * max(ahead.shape) ** 0.5
-        return scale * orthogonalise(ahead).view_as(p)
+    def _orthogonal(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+        if not matrices:
+            return
+        gradients, means = _gradients(matrices), self._states(matrices, "exp_avg")
+        torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, means, group["momentum"])
+        alike: dict[tuple[int, int], list[int]] = {}
+        for index, p in enumerate(matrices):
+            alike.setdefault((len(p), p[0].numel()), []).append(index)
+        for (rows, columns), places in alike.items():
+            directions = orthogonalise(torch.stack([ahead[i].flatten(1) for i in places]))
+            level = [d.view_as(matrices[i]) for i, d in zip(places, directions, strict=True)]
+            scale = UPDATE_RMS * max(rows, columns) ** 0.5
+            torch._foreach_add_([matrices[i] for i in places], level, alpha=-group["lr"] * scale)
 
-    def _adam(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self.state[p]
-        step: Tensor = state.setdefault("step", torch.zeros(()))
-        mean: Tensor = state.setdefault("exp_avg", torch.zeros_like(p))
-        square: Tensor = state.setdefault("exp_avg_sq", torch.zeros_like(p))
-        step += 1
+    def _adam(self, others: list[Tensor], group: dict[str, Any]) -> None:
+        if not others:
+            return
         first, second = group["betas"]
-        mean.lerp_(gradient, 1 - first)
-        square.lerp_(gradient.square(), 1 - second)
-        unbiased, spread = mean / (1 - first ** float(step)), (square / (1 - second ** float(step))).sqrt()
-        direction: Tensor = unbiased / (spread + group["eps"])
-        return direction
+        gradients = _gradients(others)
+        means, squares = self._states(others, "exp_avg"), self._states(others, "exp_avg_sq")
+        counts = []
+        for p in others:
+            count: Tensor = self.state[p].setdefault("step", torch.zeros(()))
+            count += 1
+            counts.append(float(count))
+        torch._foreach_lerp_(means, gradients, 1 - first)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - second)
+        spread = torch._foreach_sqrt(squares)
+        torch._foreach_div_(spread, [(1 - second**n) ** 0.5 for n in counts])
+        torch._foreach_add_(spread, group["eps"])
+        directions = torch._foreach_div(means, spread)
+        torch._foreach_mul_(directions, [-group["lr"] / (1 - first**n) for n in counts])
+        torch._foreach_add_(others, directions)
+
+    def _states(self, parameters: list[Tensor], name: str) -> list[Tensor]:
+        return [self.state[p].setdefault(name, torch.zeros_like(p)) for p in parameters]
+
+
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]

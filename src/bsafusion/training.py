@@ -1,7 +1,7 @@
 """Training: one loop, the same on CPU, CUDA and MPS, in one process or under ``torchrun``.
 
-Everything random in step ``k`` is drawn from a generator seeded by (seed, k, rank), so a run that is resumed
-from a checkpoint goes on byte for byte as if it had never stopped. Checkpoints are safetensors: weights,
+Everything random in step ``k`` is drawn from generators seeded by (seed, k, rank), so a run that is resumed
+from a checkpoint goes on as if it had never stopped, on a CPU byte for byte. Checkpoints are safetensors: weights,
 optimizer moments and, in the header, the step and what else the loop remembers.
 """
 
@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bsafusion import datasets, fusion_losses, losses, weights
+from bsafusion import cuda, datasets, fusion_losses, losses, weights
 from bsafusion.datasets import MISALIGNMENTS, TASKS, Batch, Mix, PairSet
 from bsafusion.deformation import warp
 from bsafusion.failures import Doubtful, draw_doubtful
@@ -55,6 +55,7 @@ class TrainingCfg:
         lr: peak learning rate, reached after ``warmup`` steps, then a cosine down to ``lr / 100``.
         crop: side of a random window of the ``side`` x ``side`` images that a step sees; 0 for all of them.
         precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere.
+        record: on CUDA, replay the kernels of a step as one recorded graph (not with ``adapt_mu``).
         validate_every, checkpoint_every, log_every: in steps.
         suites: misalignments validated on.
         aligned_share: share of fusion steps that see the truth instead of the network's own alignment.
@@ -75,6 +76,7 @@ class TrainingCfg:
     side: int = 256
     crop: int = 0
     precision: Precision = "auto"
+    record: bool = True
     validate_every: int = 1000
     checkpoint_every: int = 500
     log_every: int = 50
@@ -112,10 +114,14 @@ def learning_rate(step: int, cfg: TrainingCfg) -> float:
     return cfg.lr * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * part))))
 
 
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Of what is random in one step of one process."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]) % 2**63
+
+
 def step_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:
     """The generator of one step of one process."""
-    mixed = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device=device).manual_seed(int(mixed) % 2**63)
+    return torch.Generator(device=device).manual_seed(step_seed(seed, step, rank))
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -157,6 +163,8 @@ def mean_over_processes(value: Tensor) -> float:
 
 def any_process(value: bool, device: torch.device) -> bool:
     """Whether it holds on any process, the same answer on each."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
     return mean_over_processes(torch.tensor(float(value), device=device)) > 0
 
 
@@ -191,14 +199,26 @@ class Objective:
         bfloat16 = self.cfg.precision == "bfloat16" or (self.cfg.precision == "auto" and device.type == "cuda")
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
-    def assess(self, doubtful: Doubtful) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The term of the assessment; of figures there are none."""
+    def assess(self, doubtful: Doubtful) -> Tensor:
+        """The term of the assessment."""
         batch = doubtful.batch
         with self.autocast(batch.fixed.device):
             alignment = self.model.match(batch.fixed, batch.moving).alignment
-        return {"assessment": losses.assessment_loss(alignment, batch.known, batch.mask, doubtful.hopeless)}, {}
+        return losses.assessment_loss(alignment, batch.known, batch.mask, doubtful.hopeless)
 
-    def __call__(self, batch: Batch, *, truly_aligned: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def backward(self, drawn: Batch | Doubtful, *, truly_aligned: bool) -> dict[str, Tensor]:
+        """Gradients, added to what there is; returns the loss, its terms and figures to be shown, on the device."""
+        figures: dict[str, Tensor] = {}
+        self.model.representation.refresh_judge()
+        if isinstance(drawn, Doubtful):
+            terms = {"assessment": self.assess(drawn)}
+        else:
+            terms, figures = self(drawn, truly_aligned=truly_aligned)
+        loss = losses.total_loss(terms, self.cfg.weights)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {name: value.detach() for name, value in {"loss": loss, **terms, **figures}.items()}
+
+    def __call__(self, batch: Batch, *, truly_aligned: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Terms to be weighted and summed, and figures to be shown."""
         cfg, model = self.cfg, self.model
         fusing, aligning = cfg.parts in ("all", "fusion"), cfg.parts in ("all", "alignment")
@@ -215,12 +235,12 @@ class Objective:
                     field = torch.zeros_like(field)
                 fused, aligned = model.fuse(batch.fixed, moving, matched, field)
         terms: dict[str, Tensor] = {}
-        figures: dict[str, float] = {}
+        figures: dict[str, Tensor] = {}
         if aligning:
             known = torch.zeros_like(batch.known) if truly_aligned else batch.known
             weight = batch.mask * 0.98 + 0.02  # outside the head the field follows, but hardly counts
             terms["field"], error = losses.field_loss(alignment, known, weight)
-            figures["epe"] = float(error)
+            figures["epe"] = error
             terms["smooth"] = losses.smooth_loss(alignment)
             terms["ce1"], terms["ce2"] = losses.modality_losses(
                 matched.representation, batch.modality_fixed, batch.modality_moving, confuse="ce2" in self.wanted
@@ -256,19 +276,39 @@ class Objective:
         return terms
 
 
-def one_step(
-    objective: Objective, data: PairSet, size: int, step: int, generator: torch.Generator
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Draw what a step sees, and what the objective says of it."""
-    cfg, device = objective.cfg, generator.device
+def draw(cfg: TrainingCfg, data: PairSet, size: int, generator: torch.Generator) -> Batch | Doubtful:
+    """What a step sees."""
+    device = generator.device
     if cfg.parts == "assessment":  # whole pictures: what is judged is the result as a user gets it
-        return objective.assess(draw_doubtful(data, size, cfg.mix, generator, device=device))
+        return draw_doubtful(data, size, cfg.mix, generator, device=device)
     batch = datasets.draw_batch(data, size, cfg.mix, generator, device=device)
-    if cfg.crop:
-        batch = datasets.crop_batch(batch, cfg.crop, generator)
-    objective.model.representation.refresh_judge()
-    truly = cfg.parts == "fusion" and step % 100 < 100 * cfg.aligned_share
-    return objective(batch, truly_aligned=truly)
+    return datasets.crop_batch(batch, cfg.crop, generator) if cfg.crop else batch
+
+
+class Gradients:
+    """The gradients of a batch, by :meth:`Objective.backward` or, on CUDA, by a recording of it."""
+
+    def __init__(self, objective: Objective, parameters: list[torch.nn.Parameter], device: torch.device) -> None:
+        cfg = objective.cfg
+        self.objective, self.parameters = objective, parameters
+        self.recording = device.type == "cuda" and cfg.record and not cfg.adapt_mu
+        self.recordings: dict[bool, Callable[[Batch | Doubtful], dict[str, Tensor]]] = {}
+
+    def __call__(self, drawn: Batch | Doubtful, step: int) -> dict[str, Tensor]:
+        """Of the step's batch alone; returns what :meth:`Objective.backward` does."""
+        cfg = self.objective.cfg
+        truly = cfg.parts == "fusion" and step % 100 < 100 * cfg.aligned_share
+        if not self.recording:
+            for p in self.parameters:
+                p.grad = None
+            return self.objective.backward(drawn, truly_aligned=truly)
+        if truly not in self.recordings:
+
+            def work(given: Batch | Doubtful) -> dict[str, Tensor]:
+                return self.objective.backward(given, truly_aligned=truly)
+
+            self.recordings[truly] = cuda.recorded(work, drawn, self.parameters)
+        return self.recordings[truly](drawn)
 
 
 # --- validation -----------------------------------------------------------------------------------
@@ -339,7 +379,7 @@ def assessment_score(objective: Objective, data: PairSet, *, device: torch.devic
     values = []
     for index in range(batches):
         doubtful = draw_doubtful(data, 8, cfg.mix, step_generator(0, index, 0, device), device=device)
-        values.append(objective.assess(doubtful)[0]["assessment"])
+        values.append(objective.assess(doubtful))
     model.train(was_training)
     return float(torch.stack(values).mean())
 
@@ -479,9 +519,9 @@ def train(
         optimizer: torch.optim.Optimizer = method(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay)
         objective = Objective(model, cfg)
         everything = datasets.read_pairs(pairs)
-        data = PairSet([p for p in everything if p.split == "train"], side=cfg.side)
+        data = PairSet([p for p in everything if p.split == "train"], side=cfg.side).to(where)
         held_out = [p for p in everything if p.split == "val"]
-        val = PairSet(held_out, side=cfg.side) if held_out else None
+        val = PairSet(held_out, side=cfg.side).to(where) if held_out else None
 
         checkpoint = out / "checkpoint.safetensors"
         options = json.loads(json.dumps({"training": asdict(cfg), "model": model_cfg.to_dict(), "init": init}))
@@ -516,29 +556,36 @@ def train(
 
         last = cfg.steps if until is None else min(cfg.steps, until)
         started, first = time.perf_counter(), step
-        while step < last:
+        gradients = Gradients(objective, parameters, where)
+        # Reading a figure waits for the device: on CUDA not at every step.
+        read_every = 1 if where.type == "cpu" else 20
+        draws = cuda.ahead(
+            lambda step: draw(cfg, data, cfg.batch // world, step_generator(cfg.seed, step, rank, where)),
+            range(step, last),
+            where,
+        )
+        for drawn in draws:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, cfg)
-            generator = step_generator(cfg.seed, step, rank, where)
-            terms, figures = one_step(objective, data, cfg.batch // world, step, generator)
-            loss = losses.total_loss(terms, cfg.weights)
-            if not bool(torch.isfinite(loss)):
-                raise FloatingPointError(f"the loss is {float(loss.detach())} at step {step}; resume with a smaller lr")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            average_gradients(parameters, world)
-            torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
-            optimizer.step()
+            torch.manual_seed(step_seed(cfg.seed, step, rank))  # of dropout
+            said = gradients(drawn, step)
             step += 1
             if minutes is not None and any_process(time.perf_counter() - started > 60 * minutes, where):
                 last = step
+            times = (cfg.log_every, cfg.validate_every, cfg.checkpoint_every, read_every)
+            figures: dict[str, float] = {}
+            if step in (cfg.steps, last) or any(step % every == 0 for every in times):
+                figures = {name: float(value) for name, value in said.items()}
+                if not np.isfinite(figures["loss"]):
+                    raise FloatingPointError(
+                        f"the loss is {figures['loss']} at step {step - 1}; resume with a smaller lr"
+                    )
+                figures["pairs_per_second"] = cfg.batch * (step - first) / (time.perf_counter() - started)
+            average_gradients(parameters, world)
+            torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
+            optimizer.step()
             if board is not None:
-                figures |= {name: float(term.detach()) for name, term in terms.items()}
-                figures |= {
-                    "loss": float(loss.detach()),
-                    "pairs_per_second": cfg.batch * (step - first) / (time.perf_counter() - started),
-                }
-                if on_step:
+                if on_step and figures:
                     on_step(step, figures)
                 if step % cfg.log_every == 0:
                     board.log("train", step, figures)
@@ -562,6 +609,8 @@ def train(
                     save_checkpoint(checkpoint, model, optimizer, memory)
             if world > 1:
                 dist.barrier()  # the others wait while the first validates
+            if step == last:
+                break
         if board is not None:
             keep("last", {})
             board.close()

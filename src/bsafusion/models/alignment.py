@@ -174,13 +174,18 @@ def _share(direction: Direction) -> tuple[float, float]:
     return {"both": (-0.5, 0.5), "forward": (0.0, 1.0), "reverse": (-1.0, 0.0)}[direction]
 
 
-def between_images(steps: tuple[Step, ...], shape: tuple[int, int]) -> tuple[Alignment, Tensor]:
+def between_images(
+    steps: tuple[Step, ...], shape: tuple[int, int], *, exactly: bool = True
+) -> tuple[Alignment, Tensor]:
     """Turn the middle grid's fields into fields between the two images at full resolution.
 
-    Also returns the field from the fixed image to the middle, on the grid of the last step.
+    ``exactly``: inverses are iterated until they are right; otherwise, for training, a few times. Also returns the
+    field from the fixed image to the middle, on the grid of the last step.
     """
     field_fixed, field_moving = steps[-1].field_fixed, steps[-1].field_moving
-    fixed_to_middle, moving_to_middle = invert(torch.cat([field_fixed, field_moving])).chunk(2)
+    both = torch.cat([field_fixed, field_moving])
+    inverses = invert(both) if exactly else invert(both, tolerance=None, iterations=8)
+    fixed_to_middle, moving_to_middle = inverses.chunk(2)
     displacement = resize_field(compose(field_moving, fixed_to_middle), shape=shape)
     inverse = resize_field(compose(field_fixed, moving_to_middle), shape=shape)
     return Alignment(displacement, inverse, steps), fixed_to_middle
@@ -191,7 +196,8 @@ def between_images(steps: tuple[Step, ...], shape: tuple[int, int]) -> tuple[Ali
 
 def mirror_field(field: Tensor) -> Tensor:
     """The field ``B 2 H W`` between the mirror images (left and right exchanged) of two images."""
-    return field.flip(-1) * field.new_tensor([1, -1]).view(2, 1, 1)
+    down, right = field.flip(-1).unbind(1)
+    return torch.stack([down, -right], dim=1)
 
 
 def local_correlation(a: Tensor, b: Tensor, radius: int, *, block: int = 11) -> Tensor:
@@ -255,6 +261,20 @@ class Descriptors(nn.Module):
         return descriptors
 
 
+def solve_definite(matrix: Tensor, right: Tensor) -> Tensor:
+    """The solution ``B N M`` of ``matrix @ x = right``, by Gauss and Jordan; ``matrix``, ``B N N``, is symmetric and
+    positive definite, so no pivots are needed.
+
+    torch's own solver waits for the device to say whether it went well.
+    """
+    rows, count = torch.cat([matrix, right], dim=2), matrix.shape[1]
+    for i in range(count):
+        row = rows[:, i : i + 1] / rows[:, i : i + 1, i : i + 1]
+        others = rows - rows[:, :, i : i + 1] * row
+        rows = torch.cat([others[:, :i], row, others[:, i + 1 :]], dim=1)
+    return rows[:, :, count:]
+
+
 class AffineStep(nn.Module):
     """One affine map from all-to-all matches of the tokens, antisymmetric in the two images.
 
@@ -277,9 +297,7 @@ class AffineStep(nn.Module):
         batch, _, height, width = a.shape
         logits = (a.flatten(2).transpose(1, 2) @ b.flatten(2)).float() * self.log_scale.exp()
         half = max(height, width) / 2
-        grid = identity_grid((height, width), logits)
-        centre = torch.tensor([(height - 1) / 2, (width - 1) / 2], dtype=grid.dtype, device=grid.device)
-        points = (grid.flatten(1).T - centre) / half  # N 2
+        points = identity_grid((height, width), logits, centred=True).flatten(1).T / half  # N 2
         forward, backward = logits.softmax(2), logits.softmax(1).transpose(1, 2)
         here = points.expand(batch, -1, -1)
         x = torch.cat([here, backward @ points], dim=1)
@@ -290,9 +308,7 @@ class AffineStep(nn.Module):
         ridge = self.RIDGE * torch.eye(3, dtype=weight.dtype, device=weight.device)
         for _ in range(self.ROUNDS):
             weighted = middle * (weight * robust / weight.shape[1])[..., None]
-            generator = torch.linalg.solve(
-                weighted.transpose(1, 2) @ middle + ridge, weighted.transpose(1, 2) @ (y - x)
-            )
+            generator = solve_definite(weighted.mT @ middle + ridge, weighted.mT @ (y - x))
             residual = (y - x - middle @ generator).norm(dim=2).detach()
             robust = 1 / (1 + (residual / self.INLIER).square())
         matrix = generator.transpose(1, 2).clone()  # B 2 3: linear part, translation in half sides
@@ -472,7 +488,7 @@ class MatchingAlignment(nn.Module):
             scale = self.steps[last.name.replace("/", "_")].get_parameter("log_scale").exp()
             refined = refine(last, both, scale, _share(self.cfg.direction))
             steps[-1] = last._replace(field_fixed=refined.field_fixed, field_moving=refined.field_moving)
-        alignment, fixed_to_middle = between_images(tuple(steps), shape)
+        alignment, fixed_to_middle = between_images(tuple(steps), shape, exactly=not self.training)
         if refined is not None:
             alignment = alignment._replace(refined=refined.objective)
 
@@ -629,7 +645,7 @@ class AttentionAlignment(nn.Module):
                 totals[own] = totals[own] + step
             total = totals["moving"] - totals["fixed"]
             steps.append(Step(name, zero, total, total - before, None, (zero, before)))
-        return between_images(tuple(steps), shape)[0]
+        return between_images(tuple(steps), shape, exactly=not self.training)[0]
 
     def start_assessing(self) -> None:
         raise ValueError("the attention preset has no assessment to train; leave this part out")
