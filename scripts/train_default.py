@@ -31,11 +31,11 @@ ONLY_PAPER = Mix(own_contrast=0.0, misalignments=(("paper", 1.0),))
 STAGES = {
     "alignment": TrainingCfg(
         parts="alignment",
-        steps=8000,
+        steps=6200,
         batch=64,
         lr=2e-3,
         warmup=100,
-        validate_every=2000,
+        validate_every=3100,
         mix=Mix(
             own_contrast=0.1,
             tasks=(0.9, 1.0, 1.4),

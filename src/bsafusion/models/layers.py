@@ -169,7 +169,12 @@ class ResidualBlock(nn.Module):
 
 def resize(x: Tensor, shape: tuple[int, int]) -> Tensor:
     """Bilinear resizing with the package's one convention: corner centres stay on corner centres."""
-    return x if tuple(x.shape[-2:]) == shape else F.interpolate(x, size=shape, mode="bilinear", align_corners=True)
+    if tuple(x.shape[-2:]) == shape:
+        return x
+    if x.is_cuda:  # torch's kernel for channels first goes through them one by one
+        x = x.contiguous(memory_format=torch.channels_last)
+    resized = F.interpolate(x, size=shape, mode="bilinear", align_corners=True)
+    return resized.contiguous() if x.is_cuda else resized
 
 
 def join(*maps: Tensor) -> Tensor:
