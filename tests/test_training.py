@@ -341,6 +341,18 @@ def test_a_resumed_run_is_the_same_byte_for_byte(
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes(), name
 
 
+def test_the_dropout_of_a_resumed_assessment_is_the_same(
+    pairs_csv: Path, tmp_path: Path, training_cfg: BSAFusionCfg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bsafusion.training.assessment_score", lambda *_, **__: 1.0)  # on many draws: slow
+    cfg = replace(SHORT, parts="assessment", steps=3, validate_every=3)
+    for out, pauses in ((tmp_path / "at once", (None,)), (tmp_path / "with a pause", (1, None))):
+        for until in pauses:
+            train(pairs_csv, out, model_cfg=training_cfg, cfg=cfg, until=until)
+    first, second = ((tmp_path / name / "last.safetensors").read_bytes() for name in ("at once", "with a pause"))
+    assert first == second
+
+
 def test_a_finished_run_is_left_as_it_is(finished: Finished, pairs_csv: Path, training_cfg: BSAFusionCfg) -> None:
     out, best, _ = finished
     before = {p.name: sha256(p) for p in out.glob("*.safetensors")}

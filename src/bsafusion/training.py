@@ -488,7 +488,7 @@ def train(
             ``best.safetensors`` with its record, ``last.safetensors``, ``log.jsonl``, ``val_NNNNNN.png`` and
             tensorboard events.
         init: weights to start from.
-        on_step: called after every step with the step's number and its figures.
+        on_step: called after every step with the step's number and its figures (on CUDA the latest that were read).
         until: stop (with a checkpoint) after this step; the schedule still runs to ``cfg.steps``.
         minutes: stop likewise, at the end of the step in which they are over.
 
@@ -503,7 +503,7 @@ def train(
         raise ValueError(
             f"side {cfg.side} is not near working_side {model_cfg.working_side}; train at the working size"
         )
-    where = torch.device(device)
+    where, started = torch.device(device), time.perf_counter()
     with processes(where) as (rank, world):
         if cfg.batch % world:
             raise ValueError(f"batch {cfg.batch} does not divide among {world} processes; choose a multiple")
@@ -555,10 +555,11 @@ def train(
             )
 
         last = cfg.steps if until is None else min(cfg.steps, until)
-        started, first = time.perf_counter(), step
+        first, first_started = step, time.perf_counter()
         gradients = Gradients(objective, parameters, where)
         # Reading a figure waits for the device: on CUDA not at every step.
         read_every = 1 if where.type == "cpu" else 20
+        figures: dict[str, float] = {}
         draws = cuda.ahead(
             lambda step: draw(cfg, data, cfg.batch // world, step_generator(cfg.seed, step, rank, where)),
             range(step, last),
@@ -573,19 +574,18 @@ def train(
             if minutes is not None and any_process(time.perf_counter() - started > 60 * minutes, where):
                 last = step
             times = (cfg.log_every, cfg.validate_every, cfg.checkpoint_every, read_every)
-            figures: dict[str, float] = {}
             if step in (cfg.steps, last) or any(step % every == 0 for every in times):
                 figures = {name: float(value) for name, value in said.items()}
                 if not np.isfinite(figures["loss"]):
                     raise FloatingPointError(
                         f"the loss is {figures['loss']} at step {step - 1}; resume with a smaller lr"
                     )
-                figures["pairs_per_second"] = cfg.batch * (step - first) / (time.perf_counter() - started)
+                figures["pairs_per_second"] = cfg.batch * (step - first) / (time.perf_counter() - first_started)
             average_gradients(parameters, world)
             torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
             optimizer.step()
             if board is not None:
-                if on_step and figures:
+                if on_step:
                     on_step(step, figures)
                 if step % cfg.log_every == 0:
                     board.log("train", step, figures)
