@@ -1,12 +1,13 @@
 """Train the default preset in one call: alignment, fusion, assessment; then measure it on ``val``.
 
-    python scripts/train_default.py PAIRS.csv -o RUN [--init default] [--device cuda] [--batch 64] [--minutes 9]
+    python scripts/train_default.py PAIRS.csv -o RUN [--init default] [--device cuda] [--minutes 30]
 
 Every stage starts from the best weights of the one before and is kept in a folder of its own. With ``--minutes`` the
 call ends in time, with a checkpoint; the same command goes on from there. When all is trained, RUN/summary.json tells
 the mean endpoint errors on ``val`` (pixels, one draw with a fixed seed) of the weights it started from and of its own,
-and RUN/default.safetensors holds the result. The options are those of the last runs of the shipped weights
-(docs/training.md), except that fusion has a weight on highlights between those of its last two: nothing is averaged.
+and RUN/default.safetensors holds the result. The options are those of runs 29 to 34 of the shipped weights
+(docs/training.md), except that fusion is trained once, with weights between theirs: nothing is averaged. They are meant
+for a GPU; on a CPU give ``--batch 8`` and fewer steps.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from bsafusion.pipeline import check_device
 from bsafusion.training import TrainingCfg, read_memory, train, validate
 
 POSE = Misalignment(translation=8, rotation=10, scale=0.12, elastic=550, sigma=24)
-ONLY_PAPER = Mix(own_contrast=0.0, misalignments=(("paper", 1.0),))
+ONLY_PAPER = Mix(own_contrast=0.0, tasks=(1.0, 1.0, 1.5), misalignments=(("paper", 1.0),))
 STAGES = {
     "alignment": TrainingCfg(
         parts="alignment",
@@ -52,24 +53,25 @@ STAGES = {
     ),
     "fusion": TrainingCfg(
         parts="fusion",
-        steps=800,
+        steps=400,
         batch=32,
         lr=1e-3,
         warmup=20,
-        validate_every=400,
+        validate_every=200,
         mix=ONLY_PAPER,
         weights=LossWeights(
-            information=1.3, fidelity=0.7, structure=4.0, visibility=0.5, edge=4.5, intensity=2.0, highlight=12.0
+            information=2.2, fidelity=0.7, structure=3.5, visibility=0.5, edge=8.0, intensity=2.0, highlight=12.0
         ),
     ),
     "assessment": TrainingCfg(
         parts="assessment",
-        steps=450,
+        steps=240,
         batch=32,
+        lr=1.5e-3,
         optimizer="adamw",
         weight_decay=1e-2,
-        warmup=50,
-        validate_every=450,
+        warmup=20,
+        validate_every=240,
         mix=Mix(
             own_contrast=0.1,
             misalignments=(("paper", 0.3), ("rigid", 0.2), ("large", 0.5)),
