@@ -9,18 +9,18 @@ that second pass is taken whole, or half of it.
 Writes ``results/inference.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (3a4a88b683c2), 60 val pairs, draws: 1.
+Budget: no training; weights default (df9e5a693098), 60 val pairs, draws: 1.
 
                     paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  large CT  large PET  large SPECT
 before alignment        3.84       3.80         3.72      7.28       8.63         7.58     21.37      24.58        22.10
-to affine               3.43       3.44         3.58      1.85       2.08         2.91      4.60       5.05         5.69
-to 1/16                 2.73       2.75         3.06      1.66       1.36         2.79      3.52       4.14         4.66
-to 1/8                  2.47       2.49         3.05      1.65       1.20         2.81      3.07       3.68         4.51
-all steps               2.34       2.43         3.05      1.66       1.23         2.81      2.83       3.55         4.46
-all steps, in grey      2.34       2.45         3.07      1.66       1.30         2.83      2.83       3.57         4.52
-and mirrored            2.29       2.39         3.00      1.55       1.13         2.57      2.75       3.43         4.21
-and a second pass       2.56       2.57         3.30      2.18       1.71         3.26      2.86       3.36         4.52
-and half of it          2.39       2.43         3.12      1.87       1.41         2.99      2.78       3.39         4.44
+to affine               3.24       3.19         3.63      1.51       1.26         2.45      4.03       4.43         4.85
+to 1/16                 2.40       2.44         3.03      1.24       0.73         2.19      3.02       3.48         4.01
+to 1/8                  2.27       2.25         2.98      1.24       0.67         2.14      2.76       3.09         3.89
+all steps               2.15       2.19         2.97      1.23       0.67         2.14      2.54       2.98         3.85
+all steps, in grey      2.15       2.29         3.17      1.23       0.71         2.43      2.54       3.13         4.25
+and mirrored            2.11       2.13         2.84      1.17       0.65         1.96      2.48       2.86         3.64
+and a second pass       2.24       2.25         3.11      1.29       0.84         2.25      2.55       2.90         3.85
+and half of it          2.18       2.20         3.02      1.23       0.72         2.15      2.53       2.92         3.83
 
 Mean endpoint error inside the head, pixels, against the known fields. A second pass is composed with the
 first on both sides of the middle.

@@ -5,9 +5,9 @@
 Every stage starts from the best weights of the one before and is kept in a folder of its own. With ``--minutes`` the
 call ends in time, with a checkpoint; the same command goes on from there. When all is trained, RUN/summary.json tells
 the mean endpoint errors on ``val`` (pixels, one draw with a fixed seed) of the weights it started from and of its own,
-and RUN/default.safetensors holds the result. The options are those of runs 29 to 34 of the shipped weights
-(docs/training.md), except that fusion is trained once, with weights between theirs: nothing is averaged. They are meant
-for a GPU; on a CPU give ``--batch 8`` and fewer steps.
+and RUN/default.safetensors holds the result. The options are those of the last runs of the shipped weights
+(docs/training.md), except that fusion is trained once, with weights between those of its last two: nothing is averaged.
+They are meant for a GPU; on a CPU give ``--batch 8`` and fewer steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bsafusion.pipeline import check_device
 from bsafusion.training import TrainingCfg, read_memory, train, validate
 
 POSE = Misalignment(translation=8, rotation=10, scale=0.12, elastic=550, sigma=24)
-ONLY_PAPER = Mix(own_contrast=0.0, tasks=(1.0, 1.0, 1.5), misalignments=(("paper", 1.0),))
+ONLY_PAPER = Mix(own_contrast=0.0, misalignments=(("paper", 1.0),))
 STAGES = {
     "alignment": TrainingCfg(
         parts="alignment",
@@ -60,18 +60,17 @@ STAGES = {
         validate_every=200,
         mix=ONLY_PAPER,
         weights=LossWeights(
-            information=2.2, fidelity=0.7, structure=3.5, visibility=0.5, edge=8.0, intensity=2.0, highlight=12.0
+            information=1.6, fidelity=0.85, structure=2.5, visibility=0.5, edge=3.6, intensity=2.0, highlight=12.0
         ),
     ),
     "assessment": TrainingCfg(
         parts="assessment",
-        steps=240,
+        steps=480,
         batch=32,
-        lr=1.5e-3,
         optimizer="adamw",
         weight_decay=1e-2,
         warmup=20,
-        validate_every=240,
+        validate_every=480,
         mix=Mix(
             own_contrast=0.1,
             misalignments=(("paper", 0.3), ("rigid", 0.2), ("large", 0.5)),

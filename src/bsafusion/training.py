@@ -209,10 +209,10 @@ class Objective:
     def backward(self, drawn: Batch | Doubtful, *, truly_aligned: bool) -> dict[str, Tensor]:
         """Gradients, added to what there is; returns the loss, its terms and figures to be shown, on the device."""
         figures: dict[str, Tensor] = {}
-        self.model.representation.refresh_judge()
         if isinstance(drawn, Doubtful):
             terms = {"assessment": self.assess(drawn)}
         else:
+            self.model.representation.refresh_judge()
             terms, figures = self(drawn, truly_aligned=truly_aligned)
         loss = losses.total_loss(terms, self.cfg.weights)
         loss.backward()  # type: ignore[no-untyped-call]
