@@ -104,8 +104,10 @@ def measure_pair(model: Model, data: PairSet, index: int, kind: str, amount: flo
     fixed, truth = data.pictures([index])[:2]
     mask = data.mask[index, 0] > 0
     known = known_field(kind, amount, index, mask)
-    out = model.network.predict(fixed, warp(truth, known))
-    status, _ = verdict(measure_evidence(out, fixed[0, 0].numpy()), max(mask.shape), trust=model.trust)
+    moving = warp(truth, known)
+    out = model.network.predict(fixed, moving)
+    evidence = measure_evidence(out, fixed[0, 0].numpy(), moving[0, 0].numpy())
+    status, _ = verdict(evidence, max(mask.shape), trust=model.trust)
     field, p, inside = out.alignment.displacement[0].numpy(), known[0].numpy(), mask.numpy()
     error = summarise(endpoint_error(p, field), inside).mean
     off, suspect = error > OFF, status == "suspect"

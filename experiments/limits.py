@@ -16,24 +16,24 @@ atlas, finds as well: the slope of its shifts over the network's (1: all of it, 
 Writes ``results/limits.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (3a4a88b683c2), at most 60 pairs a task and split, draws: 3.
+Budget: no training; weights default (5a3d6e88e4ab), at most 60 pairs a task and split, draws: 3.
 
                   paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  atlas CT  atlas PET  atlas SPECT
-error, train          2.11       2.20         2.58      1.17       0.96         1.57
-error, val            2.28       2.41         3.16      1.60       1.29         2.70
-rms, train            2.48       2.62         2.96      1.46       1.18         1.95
-rms, val              2.70       2.85         3.71      1.98       1.60         3.37
-common, train         1.29       1.07         1.25      1.18       0.88         1.44
-common, val           1.66       1.12         2.41      1.87       1.28         2.98
-own, train            2.12       2.39         2.68      0.85       0.78         1.31
-own, val              2.13       2.62         2.81      0.64       0.96         1.58
-shift, train          0.52       0.47         0.69      0.51       0.35         0.68
-shift, val            0.84       0.42         1.45      0.95       0.51         1.65
-known image, val      0.73       1.47         0.94      0.37       0.52         0.55
-to next, train                                                                            1.03       0.34         0.97
-to next, val                                                                              1.17       0.50         1.29
-moved, val                                                                                0.83       0.35         1.28
-confirmed, val                                                                            0.39      -0.25         0.79
+error, train          1.78       1.96         2.20      0.60       0.49         0.72
+error, val            2.07       2.16         2.92      1.22       0.69         2.10
+rms, train            2.12       2.38         2.55      0.75       0.61         0.91
+rms, val              2.49       2.60         3.55      1.67       0.87         3.05
+common, train         1.07       0.97         1.14      0.51       0.46         0.68
+common, val           1.81       1.09         2.58      1.59       0.72         2.87
+own, train            1.83       2.17         2.28      0.55       0.41         0.61
+own, val              1.71       2.36         2.45      0.48       0.49         1.04
+shift, train          0.31       0.38         0.46      0.28       0.23         0.36
+shift, val            0.81       0.37         1.41      0.82       0.36         1.43
+known image, val      0.65       1.42         0.88      0.28       0.36         0.38
+to next, train                                                                            0.90       0.29         0.97
+to next, val                                                                              1.23       0.40         1.10
+moved, val                                                                                0.77       0.35         1.29
+confirmed, val                                                                            0.28      -0.02         0.79
 
 Means over pairs, pixels, inside the head; *to next*, *moved* and *confirmed* are of pairs as the atlas has
 them, not under a suite.

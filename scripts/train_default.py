@@ -65,12 +65,13 @@ STAGES = {
     ),
     "assessment": TrainingCfg(
         parts="assessment",
-        steps=480,
+        steps=240,
         batch=32,
+        lr=1.5e-3,
         optimizer="adamw",
         weight_decay=1e-2,
         warmup=20,
-        validate_every=480,
+        validate_every=240,
         mix=Mix(
             own_contrast=0.1,
             misalignments=(("paper", 0.3), ("rigid", 0.2), ("large", 0.5)),

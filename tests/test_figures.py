@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -174,6 +175,12 @@ def test_half_a_head_is_not_to_be_believed_however_small_its_error() -> None:
     assert [judged("half cut", error, True).row.off for error in (2.0, 8.0)] == [False, True]
     assert not judged("rigid", 2.0, True).row.wrong
     assert "1 of 1" not in trust.wrong_results([judged("half cut", 2.0, True)])
+
+
+def test_what_the_limit_on_cut_heads_flags_is_not_the_calibrations_to_judge() -> None:
+    whole, cut = judged("rigid", 2.0, False).row, judged("half cut", 2.0, True).row
+    cut = cut._replace(evidence=replace(cut.evidence, cut_share=0.5))
+    assert trust.in_view([whole, cut]) == [whole]
 
 
 def test_the_means_of_the_runs_are_those_of_their_logs() -> None:

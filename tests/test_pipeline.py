@@ -695,6 +695,26 @@ def test_the_shipped_weights_judge_their_results(image: NDArray[np.float64]) -> 
     assert 0 < evidence.assessed_error <= 12 * max(image.shape) / 193
 
 
+def test_the_share_of_the_head_that_a_straight_cut_takes_out_of_view() -> None:
+    from bsafusion.pipeline import _cut_share
+
+    rows, columns = torch.meshgrid(torch.arange(128.0) - 64, torch.arange(128.0) - 64, indexing="ij")
+    radius, still = torch.hypot(rows, columns), torch.zeros(2, 128, 128)
+    head = radius < 50
+    whole = 0.5 * head
+    assert _cut_share(still, head, whole) == 0
+    assert _cut_share(still, head, whole * (rows < 0)) == pytest.approx(0.5, abs=0.02)  # 2 % may be seen
+    # Beyond a line at 0.4 radii from the middle lie 0.25 of a disc; the line may have any angle.
+    slanted = 0.6 * rows + 0.8 * columns
+    assert _cut_share(still, head, whole * (slanted < 20)) == pytest.approx(0.25, abs=0.03)
+    # A brain without its skull ends in a curve: no line has black on one side and brain all along the other.
+    assert _cut_share(still, head, whole * (radius < 30)) < 0.15
+    # What counts is the aligned image: the cut at row 0 is pulled to row -20.
+    down = torch.stack([torch.full((128, 128), 20.0), torch.zeros(128, 128)])
+    assert _cut_share(down, head, whole * (rows < 0)) == pytest.approx(0.75, abs=0.03)
+    assert _cut_share(still, head, torch.zeros(128, 128)) == 0  # nothing at all: other evidence speaks
+
+
 def test_what_no_affine_map_explains_of_a_field() -> None:
     from bsafusion.deformation import affine_field
     from bsafusion.pipeline import _nonaffine_mean

@@ -97,6 +97,14 @@ def test_every_reason_is_given() -> None:
     assert len(reasons) == 6
 
 
+def test_half_a_head_out_of_view_is_not_to_be_believed_whatever_its_probability() -> None:
+    assert verdict(replace(GOOD, cut_share=0.4), SIDE) == ("ok", [])
+    assert verdict(replace(GOOD, cut_share=0.5), SIDE) == (
+        "suspect",
+        ["the moving image ends at a straight line, beyond which 50% of the head lies; at most 44% may be out of view"],
+    )
+
+
 def test_other_limits_are_obeyed() -> None:
     assert verdict(GOOD, SIDE, Limits(displacement_max=11 / SIDE))[0] == "suspect"
     assert verdict(replace(GOOD, folded_share=0.5), SIDE, Limits(folded_share=0.6))[0] == "ok"

@@ -219,7 +219,7 @@ def _network(model: Model) -> Predictor:
         out = model.network.predict(*tensors)
         fused = out.fused[0, 0].float().cpu().numpy()
         seconds = clock() - started
-        evidence = measure_evidence(out, fixed)
+        evidence = measure_evidence(out, fixed, inputs.moving)
         status, reasons = verdict(evidence, max(fixed.shape), trust=model.trust)
         alignment = out.alignment
         return Prediction(

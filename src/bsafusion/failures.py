@@ -17,7 +17,7 @@ from bsafusion.datasets import Batch, Misalignment, Mix, PairSet, blur, draw_bat
 from bsafusion.deformation import warp
 from bsafusion.models.bsafusion import in_colour
 
-SHARES = {"as drawn": 0.38, "deformed": 0.26, "other patient": 0.14, "cut": 0.16, "texture": 0.06}
+SHARES = {"as drawn": 0.42, "deformed": 0.28, "other patient": 0.14, "cut": 0.1, "texture": 0.06}
 """What becomes of the pairs of a batch."""
 
 BEYOND = (

@@ -250,9 +250,7 @@ def error_loss(alignment: Alignment, known: Tensor, mask: Tensor) -> Tensor:
 
 
 def assessment_loss(alignment: Alignment, known: Tensor, mask: Tensor, hopeless: Tensor) -> Tensor:
-    """Huber loss of the logarithms of ``assessed_error`` and the mean error inside the head.
-
-    Nearly squares: what may be right or hopeless is put in between, not to whichever is likelier.
+    """Huber distance of the logarithms of ``assessed_error`` and the mean error inside the head.
 
     ``hopeless``: ``B``, bool, pairs that no field aligns; they count as off by :data:`WORST`.
     """
@@ -262,4 +260,4 @@ def assessment_loss(alignment: Alignment, known: Tensor, mask: Tensor, hopeless:
     weight = (weight > 0.5).float()
     mean = (actual * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1)
     target = torch.where(hopeless, WORST, mean.clamp(0.1, WORST))
-    return F.huber_loss(alignment.assessed_error.log(), target.log(), delta=2.0)
+    return F.smooth_l1_loss(alignment.assessed_error.log(), target.log(), beta=0.3)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bsafusion import weights
 from bsafusion.colour import check_hue, colourise, overlay, recolour, split_colour, steer
 from bsafusion.datasets import TASKS
-from bsafusion.deformation import DeformationField, jacobian_determinant
+from bsafusion.deformation import DeformationField, jacobian_determinant, warp
 from bsafusion.image import Geometry, Image, ImageError, Modality, luma_of
 from bsafusion.io import (
     COLORMAPS,
@@ -388,7 +388,7 @@ def fuse(
         drawn = out.fused[0, 0].float().cpu().numpy() if isinstance(out, Output) else None
         fused, colour = _picture(options, fixed, moving, carried, drawn)
     partner = has_partner(displacement, match, moving.geometry)
-    evidence = measure_evidence(out, luma_fixed, partner=partner, aligned_already=options.aligned)
+    evidence = measure_evidence(out, luma_fixed, luma_moving, partner=partner, aligned_already=options.aligned)
     status, reasons = verdict(evidence, max(shape), trust=model.trust, fixed=fixed.modality)
     chosen, how = _task(task, fixed, moving, out.representation)
     note = model.trust_note
@@ -557,11 +557,12 @@ def _task(task: str, fixed: Image, moving: Image, representation: Representation
 def measure_evidence(
     out: Output | Matched,
     luma_fixed: Array,
+    luma_moving: Array,
     *,
     partner: NDArray[np.bool_] | None = None,
     aligned_already: bool = False,
 ) -> Evidence:
-    """The evidence of one network output (batch of one) for a fixed luminance ``H W`` in [0, 1].
+    """The evidence of one network output (batch of one) for two luminances ``H W`` in [0, 1] on the fixed grid.
 
     Args:
         partner: ``H W``, from :func:`bsafusion.preprocessing.has_partner`; left out for two images on one grid.
@@ -597,7 +598,31 @@ def measure_evidence(
         similarity_spread=None if mean_after is None or low is None else mean_after - low,
         nonaffine_mean=_nonaffine_mean(displacement[0], mask),
         assessed_error=None if alignment.assessed_error is None else float(alignment.assessed_error),
+        cut_share=_cut_share(displacement[0], mask, torch.from_numpy(luma_moving)),
     )
+
+
+DARK = 0.02
+"""Luminance up to which an image shows nothing, and the share of an area that may show something and still be black."""
+
+
+def _cut_share(displacement: torch.Tensor, mask: torch.Tensor, luma_moving: torch.Tensor) -> float:
+    """Share of the head ``mask`` (``H W``, bool) that a straight cut takes out of the moving image's view.
+
+    For lines in 32 directions: beyond it the moving luminance, aligned by the field ``2 H W``, is black, and of a strip
+    along it, 6 % of the head, at least half is not. A brain without its skull is black beyond lines, too, but round.
+    """
+    aligned = warp(luma_moving[None, None], displacement[None], padding="zeros")[0, 0]
+    seen, points = (aligned > DARK)[mask].double(), mask.nonzero().double()
+    count, strip = len(points), round(0.06 * len(points))
+    largest = 0.0
+    for angle in torch.arange(32, dtype=torch.float64) * (torch.pi / 16):
+        outermost = (points @ torch.stack([angle.sin(), angle.cos()])).argsort(descending=True, stable=True)
+        shown = torch.cat([seen.new_zeros(1), seen[outermost].cumsum(0)])
+        beyond = int((shown <= DARK * torch.arange(count + 1)).nonzero().max())
+        if beyond + strip <= count and shown[beyond + strip] - shown[beyond] >= strip / 2:
+            largest = max(largest, beyond / count)
+    return largest
 
 
 def _nonaffine_mean(displacement: torch.Tensor, mask: torch.Tensor) -> float:

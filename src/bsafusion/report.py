@@ -46,6 +46,8 @@ class Evidence:
         nonaffine_mean: mean size of what is left of the field after the affine map that fits it best.
         assessed_error: the mean error as judged from the aligned pair as a whole, at most 12 px of the working size
             (:mod:`bsafusion.models.assessment`); None where the weights were not trained to.
+        cut_share: share of the head beyond a straight line at which the aligned moving image ends, as where a field of
+            view does; 0 where there is none.
     """
 
     similarity_before: float | None
@@ -59,6 +61,7 @@ class Evidence:
     similarity_spread: float | None = None
     nonaffine_mean: float = 0.0
     assessed_error: float | None = None
+    cut_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Limits:
     displacement_max: float = 90 / 256
     folded_share: float = 1e-3
     outside_share: float = 0.25
+    cut_share: float = 0.44  # half of it, less what a line through the middle may be off
 
 
 def verdict(
@@ -105,6 +109,11 @@ def verdict(
         reasons.append(f"the field folds in {evidence.folded_share:.2%} of the pixels")
     if evidence.outside_share > limits.outside_share:
         reasons.append(f"{evidence.outside_share:.0%} of the head lies outside the moving image")
+    if evidence.cut_share > limits.cut_share:
+        reasons.append(
+            f"the moving image ends at a straight line, beyond which {evidence.cut_share:.0%} of the head lies; "
+            f"at most {limits.cut_share:.0%} may be out of view"
+        )
     if fixed != Modality.MRI:
         reasons.append(
             f"the fixed image is a {fixed.upper()} by its file; the network knows MRI there: swap the images"
