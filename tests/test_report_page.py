@@ -157,6 +157,11 @@ def test_words_say_what_was_measured() -> None:
     assert "10.0 px at most" in said["Movement"]
     assert said["Folds"] == "The field folds in 1.25% of the pixels."
     assert said["Coverage"] == "10.0% of the head lies outside the moving image."
+    cut = dict(words({"status": "suspect", "alignment": {**evidence, "outside_share": 0.0, "cut_share": 0.5}}))
+    assert cut["Coverage"] == (
+        "No part of the head lies outside the moving image. "
+        "The moving image ends at a straight line beyond which 50% of the head lies."
+    )
 
 
 def test_words_leave_out_what_a_preset_does_not_measure() -> None:

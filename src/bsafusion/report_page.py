@@ -81,7 +81,10 @@ def words(report: Mapping[str, Any]) -> list[Sentence]:
         sentences.append(("Folds", text))
     if (outside := known.get("outside_share")) is not None:
         part = f"{outside:.1%} of the head" if outside > 0 else "No part of the head"
-        sentences.append(("Coverage", f"{part} lies outside the moving image."))
+        text = f"{part} lies outside the moving image."
+        if (cut := known.get("cut_share")) is not None and cut >= 0.1:
+            text += f" The moving image ends at a straight line beyond which {cut:.0%} of the head lies."
+        sentences.append(("Coverage", text))
     sentences += _mirrored_words(report.get("mirrored")) + _refinement_words(report.get("refinement"))
     return sentences + _colour_words(report.get("colour"))
 
