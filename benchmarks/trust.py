@@ -574,9 +574,10 @@ def page_figures(rows: Sequence[Row], calibration: Calibration, name: str) -> di
     made = (
         f"A logistic regression with {len(FEATURES)} weights and a bias (ridge {RIDGE:g} per standard deviation) on "
         f"{len(fitted)} results of the `{FIT[0]}` split, {fitted_wrong} of them wrong; what the limit on cut heads "
-        f"flags is left out. The threshold is the lowest with at most {100 * FALSE_ALARMS:g} % false alarms, those of that "
-        f"limit included, among all results of `paper` on `{CHOOSE[0]}`, draws {CHOOSE[1]} and {MORE[1]}; the table is "
-        f"draw {draw}: the same pairs under other deformations, with other partners. Every draw has a fixed seed."
+        f"flags is left out. The threshold is the lowest with at most {100 * FALSE_ALARMS:g} % false alarms, those of "
+        f"that limit included, among all results of `paper` on `{CHOOSE[0]}`, draws {CHOOSE[1]} and {MORE[1]}; the "
+        f"table is draw {draw}: the same pairs under other deformations, with other partners. Every draw has a fixed "
+        "seed."
     )
     commands = (
         "```text\n"
