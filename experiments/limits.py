@@ -16,7 +16,7 @@ atlas, finds as well: the slope of its shifts over the network's (1: all of it, 
 Writes ``results/limits.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (5a3d6e88e4ab), at most 60 pairs a task and split, draws: 3.
+Budget: no training; weights default (cf49e6988714), at most 60 pairs a task and split, draws: 3.
 
                   paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  atlas CT  atlas PET  atlas SPECT
 error, train          1.78       1.96         2.20      0.60       0.49         0.72
