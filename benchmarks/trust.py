@@ -24,7 +24,7 @@ import csv
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -375,7 +375,9 @@ def fit(rows: Sequence[Row], sha256: str) -> Calibration:
     # What the limit on cut heads flags is an alarm, too.
     right = [probability(calibration, row) if in_view([row]) else 1.0 for row in paper if not row.wrong]
     threshold = lowest_threshold(right, int(FALSE_ALARMS * len(paper) + 1e-9))
-    return Calibration(**{**asdict(calibration), "threshold": round(threshold, 3)})
+    alike = [row.evidence.similarity_before for row in paper if row.evidence.similarity_before is not None]
+    least = float(np.quantile(alike, FALSE_ALARMS))
+    return replace(calibration, threshold=round(threshold, 3), least_similarity=round(least, 3))
 
 
 def probability(calibration: Calibration, row: Row) -> float:

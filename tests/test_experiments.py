@@ -413,6 +413,7 @@ def test_a_slice_that_the_atlas_puts_elsewhere_than_the_next_is_seen(pairs_csv: 
         grey = torch.from_numpy(np.round(255 * image.luma() / image.luma().max())).byte()
         stack.zero_()
         stack[:, 0, : grey.shape[0], : grey.shape[1]] = grey[:256, :256]
+    data.chroma.zero_()
     data.moving[1] = data.moving[1].roll((0, 3), (-2, -1))
     network = load_model().network.eval()
     with torch.inference_mode():

@@ -255,6 +255,16 @@ def test_a_calibration_is_no_record_of_weights(tmp_path: Path, monkeypatch: pyte
     assert weights.shipped() == []
 
 
+def test_images_taken_as_aligned_are_held_against_the_calibrations_own_similarity() -> None:
+    given = Evidence(0.6, None, None, 0.0, 0.0, 0.0, 0.0)
+    assert verdict(given, SIDE, trust=replace(CALIBRATION, least_similarity=0.5)) == ("ok", [])
+    status, reasons = verdict(given, SIDE, trust=replace(CALIBRATION, least_similarity=0.7))
+    assert status == "suspect"
+    assert "have a descriptor similarity of 0.60; at least 0.70 is expected" in reasons[0]
+    with pytest.raises(ValueError, match="a least similarity of 1.5"):
+        replace(CALIBRATION, least_similarity=1.5)
+
+
 def test_the_shipped_weights_have_a_calibration_that_flags_noise_and_passes_its_own_image() -> None:
     model = pipeline.load_model()
     assert model.trust is not None, model.trust_note

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,8 @@ class Evidence:
 class Limits:
     """Beyond these a result is ``suspect``, whatever its calibrated probability; lengths are shares of the longer side.
 
-    ``expected_error`` and ``similarity_after`` speak only where there is no calibrated probability, which weighs both.
+    ``expected_error`` and ``similarity_after`` speak only where there is no calibrated probability; where there is a
+    calibration, its own ``least_similarity`` takes the place of the latter.
     """
 
     expected_error: float = 4.0 / 256
@@ -99,6 +100,8 @@ def verdict(
         reason = trust.reason(measured, longer_side)
         reasons = [] if reason is None else [reason]
     else:
+        if trust is not None:
+            limits = replace(limits, similarity_after=trust.least_similarity)
         reasons = _soft_reasons(evidence, longer_side, limits)
     if evidence.displacement_max > limits.displacement_max * longer_side:
         reasons.append(

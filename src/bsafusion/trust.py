@@ -60,6 +60,9 @@ class Calibration:
         bias: log odds of a wrong result where everything is usual.
         threshold: probability from which a result is suspect.
         origin: what it was fitted on, how many draws, and how the threshold was chosen.
+        least_similarity: of the descriptors of images that were taken as aligned already: what nearly all pairs of one
+            head have that are no further off than the paper's recipe puts them. How alike descriptors are differs from
+            one training to the next.
     """
 
     alignment_sha256: str
@@ -69,6 +72,7 @@ class Calibration:
     bias: float
     threshold: float
     origin: str
+    least_similarity: float = 0.35
 
     def __post_init__(self) -> None:
         unknown = sorted(self.weight.keys() - SAID.keys())
@@ -80,6 +84,8 @@ class Calibration:
         numbers = [self.bias, self.threshold, *self.usual.values(), *self.spread.values(), *self.weight.values()]
         if not all(map(math.isfinite, numbers)) or min(self.spread.values(), default=1) <= 0:
             raise ValueError("a number is not finite, or a spread is not above 0; fit the calibration again")
+        if not -1 < self.least_similarity < 1:
+            raise ValueError(f"a least similarity of {self.least_similarity:g}; expected a cosine between -1 and 1")
         if not 0 < self.threshold < 1:
             raise ValueError(f"a threshold of {self.threshold:g}; expected a probability between 0 and 1")
 
