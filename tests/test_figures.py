@@ -197,6 +197,16 @@ def test_the_means_of_the_runs_are_those_of_their_logs() -> None:
     assert all(f"{figure.split()[-1]} px" in table for figure in told[2:])
 
 
+def test_how_fast_a_gpu_trains_is_what_the_logs_say() -> None:
+    page = " ".join((ROOT / "docs/training.md").read_text(encoding="utf-8").split())
+    rates = []
+    for run in (29, 30):
+        lines = (ROOT / f"experiments/shipped_weights/{run}_alignment.jsonl").read_text(encoding="utf-8").splitlines()
+        rates.append([record for record in map(json.loads, lines) if record["kind"] == "train"][-1]["pairs_per_second"])
+    assert f"Run 29 below saw {rates[0]:.0f} pairs a second" in page
+    assert f"run 30 on two CPU cores with bfloat16 units {rates[1]:.1f}" in page
+
+
 def test_what_small_rotations_leave_is_what_was_measured() -> None:
     measured = json.loads((ROOT / "experiments/results/breaking_point.json").read_text(encoding="utf-8"))
     of = measured["points"]["rotation"]["5"]
