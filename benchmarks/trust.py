@@ -375,9 +375,19 @@ def fit(rows: Sequence[Row], sha256: str) -> Calibration:
     # What the limit on cut heads flags is an alarm, too.
     right = [probability(calibration, row) if in_view([row]) else 1.0 for row in paper if not row.wrong]
     threshold = lowest_threshold(right, int(FALSE_ALARMS * len(paper) + 1e-9))
-    alike = [row.evidence.similarity_before for row in paper if row.evidence.similarity_before is not None]
-    least = float(np.quantile(alike, FALSE_ALARMS))
-    return replace(calibration, threshold=round(threshold, 3), least_similarity=round(least, 3))
+    return replace(calibration, threshold=round(threshold, 3), least_similarity=round(least_similarity(chosen), 3))
+
+
+def least_similarity(rows: Sequence[Row]) -> float:
+    """The middle between what all but a few pairs under ``paper`` have as given, and all but a few unrelated ones."""
+
+    def as_given(kind: str) -> list[float]:
+        values = [row.evidence.similarity_before for row in rows if row.kind == kind]
+        return [value for value in values if value is not None]
+
+    alike = float(np.quantile(as_given("paper"), FALSE_ALARMS))
+    unrelated = float(np.quantile(as_given("unrelated"), 1 - FALSE_ALARMS))
+    return (alike + unrelated) / 2
 
 
 def probability(calibration: Calibration, row: Row) -> float:

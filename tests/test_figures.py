@@ -183,6 +183,15 @@ def test_what_the_limit_on_cut_heads_flags_is_not_the_calibrations_to_judge() ->
     assert trust.in_view([whole, cut]) == [whole]
 
 
+def test_the_least_similarity_lies_between_pairs_of_one_head_and_others() -> None:
+    def rows(kind: str, *values: float) -> list[Any]:
+        row = judged(kind, 2.0, False).row
+        return [row._replace(evidence=replace(row.evidence, similarity_before=value)) for value in values]
+
+    given = [*rows("paper", *[0.9] * 99, 0.1), *rows("unrelated", *[0.5] * 99, 0.95), *rows("large", 0.2)]
+    assert trust.least_similarity(given) == pytest.approx(0.7)
+
+
 def test_the_means_of_the_runs_are_those_of_their_logs() -> None:
     folder, told = ROOT / "experiments/shipped_weights", []
     for run in (6, 9, 12, 13, 14, 17, 24, 27, 30):

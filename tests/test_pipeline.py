@@ -461,6 +461,13 @@ def test_what_was_said_to_be_aligned_is_doubted_where_the_images_are_not_alike()
     assert "the images as given have a descriptor similarity of" in result.reasons[0]
 
 
+@pytest.mark.parametrize("sample", ["pet-mri", "spect-mri", "mr-rigid"])
+def test_what_is_aligned_is_believed_when_it_is_said_to_be(sample: str) -> None:
+    pair = next(s for s in bsafusion.load_samples() if s.id == sample)
+    result = fuse(pair.fixed, pair.original, model=load_model(), aligned=True)
+    assert (result.status, result.reasons) == ("ok", [])
+
+
 def test_aligned_scans_are_placed_by_their_positions() -> None:
     shifted = replace(millimetres(SHAPE), origin=(4.0, -2.0))
     fixed = image_of(scan(SHAPE).astype(np.float32), geometry=millimetres(SHAPE))
@@ -713,6 +720,9 @@ def test_the_share_of_the_head_that_a_straight_cut_takes_out_of_view() -> None:
     down = torch.stack([torch.full((128, 128), 20.0), torch.zeros(128, 128)])
     assert _cut_share(down, head, whole * (rows < 0)) == pytest.approx(0.75, abs=0.03)
     assert _cut_share(still, head, torch.zeros(128, 128)) == 0  # nothing at all: other evidence speaks
+    large = [t.repeat_interleave(8, 0).repeat_interleave(8, 1) for t in (head, whole * (slanted < 20))]
+    small = _cut_share(still, head, whole * (slanted < 20))
+    assert _cut_share(torch.zeros(2, 1024, 1024), *large) == pytest.approx(small, abs=0.02)
 
 
 def test_what_no_affine_map_explains_of_a_field() -> None:

@@ -613,6 +613,8 @@ def _cut_share(displacement: torch.Tensor, mask: torch.Tensor, luma_moving: torc
     along it, 6 % of the head, at least half is not. A brain without its skull is black beyond lines, too, but round.
     """
     aligned = warp(luma_moving[None, None], displacement[None], padding="zeros")[0, 0]
+    every = max(round(max(mask.shape) / 256), 1)  # pixels: what is half a head does not need all of a large image
+    aligned, mask = aligned[::every, ::every], mask[::every, ::every]
     seen, points = (aligned > DARK)[mask].double(), mask.nonzero().double()
     count, strip = len(points), round(0.06 * len(points))
     largest = 0.0

@@ -60,9 +60,8 @@ class Calibration:
         bias: log odds of a wrong result where everything is usual.
         threshold: probability from which a result is suspect.
         origin: what it was fitted on, how many draws, and how the threshold was chosen.
-        least_similarity: of the descriptors of images that were taken as aligned already: what nearly all pairs of one
-            head have that are no further off than the paper's recipe puts them. How alike descriptors are differs from
-            one training to the next.
+        least_similarity: of the descriptors of images that were taken as aligned already; below it they are not
+            believed to be of one head. How alike descriptors are differs from one training to the next.
     """
 
     alignment_sha256: str
