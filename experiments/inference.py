@@ -29,20 +29,20 @@ first on both sides of the middle.
 
 from __future__ import annotations
 
-import argparse
 import statistics
+from functools import partial
 from pathlib import Path
 
 import torch
-from ablations import Column, Figures, table, write_results
+import untrained
+from ablations import Column, Figures
 from torch import Tensor
 
-from bsafusion.datasets import MISALIGNMENTS, TASKS, PairSet, read_pairs, validation_batch
+from bsafusion.datasets import MISALIGNMENTS, TASKS, PairSet, validation_batch
 from bsafusion.deformation import compose, invert, resize_field, warp
 from bsafusion.metrics import endpoint_error, summarise
 from bsafusion.models.alignment import Alignment, between_images
 from bsafusion.models.bsafusion import BSAFusion
-from bsafusion.pipeline import load_model
 
 COLUMNS = tuple(
     Column(f"{suite}/{task}", f"{suite} {task.removesuffix('-mri').upper()}")
@@ -89,7 +89,7 @@ def ways(network: BSAFusion, fixed: Tensor, moving: Tensor) -> dict[str, Tensor]
 
 
 @torch.inference_mode()
-def measure(network: BSAFusion, data: PairSet, *, draws: int, limit: int | None) -> dict[str, Figures]:
+def measure(network: BSAFusion, data: PairSet, draws: int, limit: int | None) -> dict[str, Figures]:
     """``way -> suite/task -> error``."""
     errors: dict[str, dict[str, list[float]]] = {}
     for column in COLUMNS:
@@ -110,33 +110,8 @@ def measure(network: BSAFusion, data: PairSet, *, draws: int, limit: int | None)
 
 def run(file: Path, pairs: Path, weights: str, draws: int, limit: int | None) -> None:
     """Measure, then write the results beside ``file`` and into its docstring."""
-    model = load_model(weights)
-    network = model.network.eval()
-    data = PairSet(read_pairs(pairs, split="val"), side=network.cfg.working_side // 16 * 16)
-    rows = measure(network, data, draws=draws, limit=limit)
-    counted = sum(len(data.indices(task)[:limit]) for task in TASKS)
-    means = {name: statistics.fmean(row.values()) for name, row in rows.items()}
-    results = {
-        "budget": f"no training; weights {model.record.name} ({model.record.sha256[:12]}), {counted} val pairs, "
-        f"draws: {draws}",
-        "summary": "error, px, mean of suites and tasks: " + "; ".join(f"{k} {v:.2f}" for k, v in means.items()),
-        "table": table([c for c in COLUMNS if c.key in rows[ALL_STEPS]], rows),
-        "errors": rows,
-    }
-    write_results(file, results, NOTES)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("pairs", type=Path, metavar="PAIRS.csv")
-    parser.add_argument("--weights", default="default", help="%(default)s")
-    parser.add_argument("--draws", type=int, default=1, help="misalignments of each pair; %(default)s")
-    parser.add_argument("--limit", type=int, help="at most so many pairs a task")
-    given = parser.parse_args()
-    run(Path(__file__), given.pairs, given.weights, given.draws, given.limit)
+    untrained.run(file, pairs, weights, draws, limit, measure=measure, columns=COLUMNS, notes=NOTES)
 
 
 if __name__ == "__main__":
-    main()
+    untrained.command(__doc__, partial(run, Path(__file__)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,9 @@ from bsafusion.datasets import (
     remap_contrast,
     shade,
     smooth_noise,
+    strip_head,
     validation_batch,
+    without_faint,
 )
 from bsafusion.deformation import identity_grid, jacobian_determinant, warp
 from bsafusion.image import Geometry
@@ -282,6 +284,34 @@ def test_a_cut_view_is_dark_beyond_a_line() -> None:
     assert 0.3 < some < 0.7
 
 
+def test_what_is_faint_goes_and_the_rest_spreads_over_the_range() -> None:
+    ramp = torch.linspace(0, 1, SIDE).expand(3, 1, SIDE, SIDE)
+    image = torch.cat([ramp, 0.2 * torch.ones(3, 2, SIDE, SIDE)], dim=1)
+    left = without_faint(image, torch.tensor([0.0, 0.25, 0.5]))
+    assert torch.equal(left[0], image[0])
+    for one, level in ((left[1], 0.25), (left[2], 0.5)):
+        assert torch.equal(one[0] > 0, ramp[0, 0] > level)
+        assert torch.equal(one[1:] > 0, (ramp[0] > level).expand(2, -1, -1))
+    np.testing.assert_allclose(left[2, 0, 0], [max(0.0, 2 * x - 1) for x in ramp[0, 0, 0].tolist()], atol=1e-6)
+
+
+def test_a_stripped_head_has_lost_its_rim() -> None:
+    side, half = 129, 40
+    rows, columns = identity_grid((side, side), torch.zeros(1)) - side // 2
+    square = (torch.maximum(rows.abs(), columns.abs()) <= half).float()
+    image = torch.rand(4, 3, side, side, generator=seeded(2)) + 0.1
+    left = strip_head(image, square.expand(4, 1, -1, -1), torch.tensor([0.0, 4.0, 10.0, 16.0]))
+    assert torch.equal(left[0], image[0])
+    for one, whole, depth in zip(left[1:], image[1:], (4, 10, 16), strict=True):
+        kept = one[0] > 0
+        assert torch.equal(one, whole * kept)
+        middle = kept[side // 2]  # far from the corners, the rim is as deep as asked
+        assert abs(int(middle.sum()) - (2 * half + 1 - 2 * depth)) <= 1
+        assert torch.equal(kept, kept.flip(0))
+        assert torch.equal(kept, kept.flip(1))
+        assert not bool(kept[(1 - square).bool()].any())
+
+
 # --- pairs in memory ------------------------------------------------------------------------------
 
 
@@ -428,7 +458,7 @@ def test_both_images_of_a_batch_are_shaded_each_by_itself(train: PairSet) -> Non
     assert (factors[0] - factors[1]).abs().mean() > 0.02
 
 
-@pytest.mark.parametrize("name", ["milder", "own_contrast", "between", "apart", "contrast", "shade", "cut", "recolour"])
+@pytest.mark.parametrize("name", sorted(f.name for f in fields(Mix) if f.type == "float"))
 def test_shares_are_shares(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} 1\.5.*expected 0 to 1"):
         Mix(**{name: 1.5})
@@ -446,6 +476,22 @@ def test_cut_and_remapped_images_stay_in_range_and_keep_their_truth(train: PairS
     assert (changed.moving > 0.1).float().mean() < 0.9 * (plain.moving > 0.1).float().mean()
     coloured = [(batch.moving[:, 1:].abs() > 0.02).float().mean() for batch in (plain, changed)]
     assert 0.1 < coloured[1] < 0.9 * coloured[0]
+
+
+@pytest.mark.parametrize("name", ["faint", "strip"])
+def test_some_images_of_a_batch_have_lost_a_part_each_by_itself(train: PairSet, name: str) -> None:
+    plain, changed = (
+        draw_batch(train, 60, Mix(own_contrast=0, pose=Misalignment(), **{name: share}), seeded(), device=CPU)
+        for share in (0.0, 0.5)
+    )
+    assert (changed.moving - warp(changed.truth, changed.known)).abs().mean() < 0.01
+    lost = [
+        (before > 0.02).flatten(1).sum(1) > 1.05 * (after > 0.02).flatten(1).sum(1)
+        for before, after in ((plain.fixed, changed.fixed), (plain.truth[:, :1], changed.truth[:, :1]))
+    ]
+    shares = [float(of.float().mean()) for of in lost]
+    assert 0.2 < min(shares) <= max(shares) < 0.6, shares
+    assert (lost[0] != lost[1]).float().mean() > 0.1
 
 
 def hue(picture: Tensor) -> Tensor:

@@ -272,7 +272,7 @@ def test_every_variant_is_a_run_that_exists(ablations, name: str) -> None:  # ty
 
 def test_the_index_lists_every_experiment() -> None:
     readme = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
-    for name in (*FILES, "breaking_point", "inference", "limits"):
+    for name in (*FILES, "breaking_point", "inference", "limits", "stripped"):
         assert f"[{name}.py]({name}.py)" in readme
 
 
@@ -356,6 +356,42 @@ def test_no_way_helps_a_network_that_never_moves(pairs_csv: Path, tmp_path: Path
     for row in results["errors"].values():
         assert row == pytest.approx(before, abs=1e-3)
     assert "| [inference.py](inference.py) |" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+# --- heads without their rim ----------------------------------------------------------------------
+
+
+def test_a_pair_is_spoilt_in_one_image_or_both() -> None:
+    stripped = importlib.import_module("stripped")
+    fixed, moving = torch.rand(2, 1, 1, 96, 96, generator=torch.Generator().manual_seed(5)) + 0.05
+    mask = torch.zeros(1, 1, 96, 96)
+    mask[..., 10:86, 10:86] = 1
+    found = stripped.spoilt(fixed * mask, moving * mask, mask)
+    whole = found.pop(stripped.AS_IT_IS)
+    left = {name: [int((image > 0).sum()) for image in pair] for name, pair in found.items()}
+    full = [int((image > 0).sum()) for image in whole]
+    assert left["MRI without 4 px"][0] > left["MRI without 8 px"][0] > left["MRI without 16 px"][0]
+    assert left["both without 16 px"] == [left["MRI without 16 px"][0], left["moving without 16 px"][1]]
+    assert left["moving above 0.1"][1] > left["moving above 0.2"][1] > left["moving above 0.3"][1]
+    for name, counts in left.items():
+        changed = [name.startswith(("MRI", "both")), name.startswith(("moving", "both"))]
+        assert [count < all_ for count, all_ in zip(counts, full, strict=True)] == changed
+
+
+def test_nothing_is_lost_to_a_network_that_never_moves(pairs_csv: Path, tmp_path: Path) -> None:
+    from pairs import known_weights
+
+    stripped = importlib.import_module("stripped")
+    file = tmp_path / "stripped.py"
+    file.write_text(DOCSTRING, encoding="utf-8")
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    stripped.run(file, pairs_csv, str(known_weights(tmp_path)), 1, 1)
+    results = json.loads((tmp_path / "results" / "stripped.json").read_text(encoding="utf-8"))
+    before = results["errors"]["before alignment"]
+    assert before.keys() == {f"{s}/{t}" for s in ("paper", "rigid") for t in ("ct-mri", "pet-mri")}
+    for row in results["errors"].values():
+        assert row == pytest.approx(before, abs=1e-3)
+    assert "| [stripped.py](stripped.py) |" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 # --- what is left ---------------------------------------------------------------------------------

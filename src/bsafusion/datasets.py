@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -247,6 +247,32 @@ def cut_view(image: Tensor, mask: Tensor, share: float, generator: torch.Generat
     return image * (along >= line.view(-1, 1, 1, 1))
 
 
+FAINT = 0.3  # of the range, at most
+STRIP = 16  # pixels, at most
+
+
+def without_faint(image: Tensor, level: Tensor) -> Tensor:
+    """What is left above a ``level`` (``B``, 0 to 1) of luminance, spread over the range, as another window shows it.
+
+    ``B C H W``, luminance first; chroma goes where luminance does. Level 0 changes nothing.
+    """
+    level = level.view(-1, 1, 1, 1)
+    luma = ((image[:, :1] - level) / (1 - level)).clamp(min=0)
+    return torch.cat([luma, image[:, 1:] * ((luma > 0) | (level <= 0))], dim=1)
+
+
+def strip_head(image: Tensor, mask: Tensor, depth: Tensor) -> Tensor:
+    """Darken the rim of the head, to a ``depth`` (``B``, pixels, at most ``STRIP``), as where the brain was extracted.
+
+    ``image``, ``mask``: ``B C H W`` and ``B 1 H W``, the head where ``mask`` is above 0. Depth 0 changes nothing.
+    """
+    window, depth = 2 * STRIP + 1, depth.view(-1, 1, 1, 1)
+    # A box's mean of the mask grows from 1/2 at the rim to 1 where the rim leaves the box: evenly, if it is straight.
+    rows = F.avg_pool2d((mask > 0).to(image.dtype), (window, 1), stride=1, padding=(STRIP, 0))
+    inside = F.avg_pool2d(rows, (1, window), stride=1, padding=(0, STRIP))
+    return image * ((inside >= 0.5 + 0.5 * depth / STRIP) | (depth <= 0))
+
+
 def blur(image: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur with one ``sigma`` per image (``B``, pixels, at most 3), border repeated."""
     radius = 6
@@ -378,6 +404,8 @@ class Mix:
         shade: strength of slow changes of brightness over each image, see :func:`shade`.
         cut: share of fixed and of moving images of which a part is out of view.
         recolour: share of moving images in other colours: half of them in grey, half with another hue and saturation.
+        faint: share of fixed and of moving images without what is faint, up to ``FAINT``; see :func:`without_faint`.
+        strip: share of fixed and of moving images without the rim of the head, up to ``STRIP``; see :func:`strip_head`.
     """
 
     own_contrast: float = 0.5
@@ -391,6 +419,8 @@ class Mix:
     shade: float = 0.0
     cut: float = 0.0
     recolour: float = 0.0
+    faint: float = 0.0
+    strip: float = 0.0
 
     def __post_init__(self) -> None:
         unknown = [name for name, _ in self.misalignments if name not in MISALIGNMENTS]
@@ -401,7 +431,7 @@ class Mix:
             )
         if len(self.tasks) != len(TASKS) or min(self.tasks) < 0:
             raise ValueError(f"tasks {self.tasks}: expected a share for each of {', '.join(TASKS)}, none below 0")
-        for name in ("milder", "own_contrast", "between", "apart", "contrast", "shade", "cut", "recolour"):
+        for name in [f.name for f in fields(self) if f.type == "float"]:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 0 to 1")
 
@@ -421,6 +451,11 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, device=device)
+
+    def some(share: float) -> Tensor:
+        """A random part for that share of the samples, 0 for the others."""
+        drawn, part = uniform(2, size).unbind(0)
+        return torch.where(drawn < share, part, 0.0)
 
     if mix.between or mix.apart:  # Slices that the scanners did not take, in both images alike or not.
         part = (uniform(size) * (uniform(size) < mix.between)).view(-1, 1, 1, 1)
@@ -454,6 +489,10 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
     if mix.shade:
         fixed, moving = (shade(image, mix.shade, generator) for image in (fixed, moving))
     moving = torch.cat([moving, chroma], dim=1)
+    if mix.faint:
+        fixed, moving = (without_faint(image, FAINT * some(mix.faint)) for image in (fixed, moving))
+    if mix.strip:
+        fixed, moving = (strip_head(image, mask, STRIP * some(mix.strip)) for image in (fixed, moving))
     if mix.cut:
         fixed, moving = (cut_view(image, mask, mix.cut, generator) for image in (fixed, moving))
 

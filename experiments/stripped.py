@@ -1,0 +1,81 @@
+"""How much does alignment lean on the rim of the head, and on what is faint?
+
+    python experiments/stripped.py PAIRS.csv [--weights default] [--draws 1] [--limit N]
+
+No training: the val pairs, misaligned by fields with fixed seeds, are aligned as they are; with the rim of the head
+gone, so many pixels of it, in one image or both, as where the brain was extracted; and without what is faint in the
+moving image, so much of its range: the halo of a SPECT, the soft tissue of a CT. What goes is taken from the pair as it
+was before it was misaligned.
+Writes ``results/stripped.json`` beside this file.
+
+-- results, written by the command --
+-- end of results --
+"""
+
+from __future__ import annotations
+
+import statistics
+from functools import partial
+from pathlib import Path
+
+import torch
+import untrained
+from ablations import Column, Figures
+from torch import Tensor
+
+from bsafusion.datasets import MISALIGNMENTS, TASKS, PairSet, strip_head, validation_batch, without_faint
+from bsafusion.deformation import warp
+from bsafusion.metrics import endpoint_error, summarise
+from bsafusion.models.bsafusion import BSAFusion
+
+SUITES = ("paper", "rigid")
+COLUMNS = tuple(
+    Column(f"{suite}/{task}", f"{suite} {task.removesuffix('-mri').upper()}") for suite in SUITES for task in TASKS
+)
+AS_IT_IS = "as they are"
+NOTES = "Mean endpoint error inside the head, pixels, against the known fields, with the head as it was before."
+
+
+def spoilt(fixed: Tensor, moving: Tensor, mask: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """A pair ``1 C H W`` that is aligned, as it is and in every way in which it is spoilt."""
+
+    def stripped(image: Tensor, depth: float) -> Tensor:
+        return strip_head(image, mask, torch.tensor([depth]))
+
+    found = {AS_IT_IS: (fixed, moving)}
+    for depth in (4, 8, 16):
+        found[f"MRI without {depth} px"] = (stripped(fixed, depth), moving)
+    found["moving without 16 px"] = (fixed, stripped(moving, 16))
+    found["both without 16 px"] = (stripped(fixed, 16), stripped(moving, 16))
+    for level in (0.1, 0.2, 0.3):
+        found[f"moving above {level}"] = (fixed, without_faint(moving, torch.tensor([level])))
+    return found
+
+
+@torch.inference_mode()
+def measure(network: BSAFusion, data: PairSet, draws: int, limit: int | None) -> dict[str, Figures]:
+    """``way -> suite/task -> error``."""
+    errors: dict[str, dict[str, list[float]]] = {}
+    for column in COLUMNS:
+        suite, task = column.key.split("/")
+        for index in data.indices(task)[:limit]:
+            for draw in range(draws):
+                b = validation_batch(data, [index], MISALIGNMENTS[suite], draw=draw, device=torch.device("cpu"))
+                known, inside = b.known[0].numpy(), b.mask[0, 0].numpy() > 0
+                fields = {"before alignment": torch.zeros_like(b.known)}
+                for name, (fixed, truth) in spoilt(b.fixed, b.truth, b.mask).items():
+                    fields[name] = network.match(fixed, warp(truth, b.known)).alignment.displacement
+                for name, field in fields.items():
+                    height, width = known.shape[1:]
+                    error = summarise(endpoint_error(known, field[0, :, :height, :width].numpy()), inside).mean
+                    errors.setdefault(name, {}).setdefault(column.key, []).append(error)
+    return {name: {key: statistics.fmean(values) for key, values in row.items()} for name, row in errors.items()}
+
+
+def run(file: Path, pairs: Path, weights: str, draws: int, limit: int | None) -> None:
+    """Measure, then write the results beside ``file`` and into its docstring."""
+    untrained.run(file, pairs, weights, draws, limit, measure=measure, columns=COLUMNS, notes=NOTES)
+
+
+if __name__ == "__main__":
+    untrained.command(__doc__, partial(run, Path(__file__)))
