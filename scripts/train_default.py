@@ -38,7 +38,7 @@ STAGES = {
         warmup=100,
         validate_every=3100,
         mix=Mix(
-            own_contrast=0.1,
+            own_contrast=0.2,
             tasks=(0.9, 1.0, 1.4),
             misalignments=(("paper", 0.55), ("rigid", 0.17), ("large", 0.28)),
             milder=0.5,
@@ -48,6 +48,8 @@ STAGES = {
             shade=0.2,
             cut=0.2,
             recolour=0.15,
+            faint=0.2,
+            strip=0.15,
         ),
         weights=LossWeights(ce2=0.0),
     ),
@@ -79,6 +81,8 @@ STAGES = {
             between=0.2,
             contrast=0.1,
             recolour=0.1,
+            faint=0.1,
+            strip=0.1,
         ),
     ),
 }

@@ -9,8 +9,8 @@
     python scripts/write_figures.py
 
 The ``summary.csv`` of the evaluations are kept in ``benchmarks/results``: OUT's as ``evaluation.csv``, TRAIN's as
-``evaluation_train.csv``, CASES' as ``evaluation_cases.csv``. ``docs/trust.md`` and ``docs/refinement.md`` are written by
-``benchmarks/trust.py`` and ``benchmarks/refine.py``.
+``evaluation_train.csv``, CASES' as ``evaluation_cases.csv``. ``experiments/stripped.py`` keeps its own.
+``docs/trust.md`` and ``docs/refinement.md`` are written by ``benchmarks/trust.py`` and ``benchmarks/refine.py``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from bsafusion.weights import FOLDER, WeightsRecord
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+EXPERIMENTS = ROOT / "experiments" / "results"
 END = "<!-- /figures -->"  # after each "<!-- figures:NAME -->"
 TASKS = ("ct-mri", "pet-mri", "spect-mri")
 SUITES = {
@@ -233,6 +234,28 @@ Mean endpoint error of the shipped weights in pixels, with its 95 % interval, on
     write_between(ROOT / "docs" / "training.md", "<!-- figures:train -->", END, text)
 
 
+def write_stripped(before: Path, now: Path) -> None:
+    """The table of heads without their rim in docs/training.md."""
+    old, new = (json.loads(path.read_text(encoding="utf-8")) for path in (before, now))
+    columns = [f"paper/{task}" for task in TASKS]
+    lines = ["| `paper` | CT-MRI | PET-MRI | SPECT-MRI |", "| --- | --- | --- | --- |"]
+    for name, row in new["errors"].items():
+        cells = " | ".join(
+            f"{row[key]:.2f}" if name == "before alignment" else f"{old['errors'][name][key]:.2f} → {row[key]:.2f}"
+            for key in columns
+        )
+        lines.append(f"| {name} | {cells} |")
+    text = f"""\
+Mean endpoint error inside the head in pixels, weights of run 32 → weights that ship; one draw of each `val` pair:
+
+{chr(10).join(lines)}
+
+`python experiments/stripped.py PAIRS.csv`; what it gave with `--weights runs/32/last.safetensors` is kept as
+`experiments/results/stripped_run32.json`.
+"""
+    write_between(ROOT / "docs" / "training.md", "<!-- figures:stripped -->", END, text)
+
+
 def write_fusion(results: Path) -> None:
     """The table of docs/fusion.md."""
     found = json.loads(results.read_text(encoding="utf-8"))
@@ -258,6 +281,7 @@ def main() -> None:
     write_evaluation(RESULTS / "evaluation.csv")
     write_cases(RESULTS / "evaluation_cases.csv")
     write_train_gap(RESULTS / "evaluation_train.csv", RESULTS / "evaluation.csv")
+    write_stripped(EXPERIMENTS / "stripped_run32.json", EXPERIMENTS / "stripped.json")
     write_fusion(RESULTS / "fusion.json")
     alignment = json.loads((RESULTS / "alignment.json").read_text(encoding="utf-8"))
     speed = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
