@@ -29,18 +29,15 @@ first on both sides of the middle.
 
 from __future__ import annotations
 
-import statistics
 from functools import partial
 from pathlib import Path
 
-import torch
 import untrained
-from ablations import Column, Figures
+from ablations import Column
 from torch import Tensor
 
-from bsafusion.datasets import MISALIGNMENTS, TASKS, PairSet, validation_batch
+from bsafusion.datasets import MISALIGNMENTS, TASKS, Batch
 from bsafusion.deformation import compose, invert, resize_field, warp
-from bsafusion.metrics import endpoint_error, summarise
 from bsafusion.models.alignment import Alignment, between_images
 from bsafusion.models.bsafusion import BSAFusion
 
@@ -88,29 +85,13 @@ def ways(network: BSAFusion, fixed: Tensor, moving: Tensor) -> dict[str, Tensor]
     return found
 
 
-@torch.inference_mode()
-def measure(network: BSAFusion, data: PairSet, draws: int, limit: int | None) -> dict[str, Figures]:
-    """``way -> suite/task -> error``."""
-    errors: dict[str, dict[str, list[float]]] = {}
-    for column in COLUMNS:
-        suite, task = column.key.split("/")
-        if not data.indices(task):
-            continue
-        for index in data.indices(task)[:limit]:
-            mask = data.mask[index, 0].numpy() > 0
-            for draw in range(draws):
-                b = validation_batch(data, [index], MISALIGNMENTS[suite], draw=draw, device=torch.device("cpu"))
-                found = {"before alignment": torch.zeros_like(b.known), **ways(network, b.fixed, b.moving)}
-                for name, field in found.items():
-                    error = summarise(endpoint_error(b.known[0].numpy(), field[0].numpy()), mask).mean
-                    errors.setdefault(name, {}).setdefault(column.key, []).append(error)
-        print(column.heading, *(f"{name} {statistics.fmean(row[column.key]):.2f}" for name, row in errors.items()))
-    return {name: {key: statistics.fmean(values) for key, values in row.items()} for name, row in errors.items()}
-
-
 def run(file: Path, pairs: Path, weights: str, draws: int, limit: int | None) -> None:
     """Measure, then write the results beside ``file`` and into its docstring."""
-    untrained.run(file, pairs, weights, draws, limit, measure=measure, columns=COLUMNS, notes=NOTES)
+
+    def of_batch(network: BSAFusion, b: Batch) -> dict[str, Tensor]:
+        return ways(network, b.fixed, b.moving)
+
+    untrained.run(file, pairs, weights, draws, limit, ways=of_batch, columns=COLUMNS, notes=NOTES)
 
 
 if __name__ == "__main__":

@@ -29,18 +29,16 @@ Mean endpoint error inside the head, pixels, against the known fields, with the 
 
 from __future__ import annotations
 
-import statistics
 from functools import partial
 from pathlib import Path
 
 import torch
 import untrained
-from ablations import Column, Figures
+from ablations import Column
 from torch import Tensor
 
-from bsafusion.datasets import MISALIGNMENTS, TASKS, PairSet, strip_head, validation_batch, without_faint
+from bsafusion.datasets import TASKS, Batch, strip_head, without_faint
 from bsafusion.deformation import warp
-from bsafusion.metrics import endpoint_error, summarise
 from bsafusion.models.bsafusion import BSAFusion
 
 SUITES = ("paper", "rigid")
@@ -67,29 +65,18 @@ def spoilt(fixed: Tensor, moving: Tensor, mask: Tensor) -> dict[str, tuple[Tenso
     return found
 
 
-@torch.inference_mode()
-def measure(network: BSAFusion, data: PairSet, draws: int, limit: int | None) -> dict[str, Figures]:
-    """``way -> suite/task -> error``."""
-    errors: dict[str, dict[str, list[float]]] = {}
-    for column in COLUMNS:
-        suite, task = column.key.split("/")
-        for index in data.indices(task)[:limit]:
-            for draw in range(draws):
-                b = validation_batch(data, [index], MISALIGNMENTS[suite], draw=draw, device=torch.device("cpu"))
-                known, inside = b.known[0].numpy(), b.mask[0, 0].numpy() > 0
-                fields = {"before alignment": torch.zeros_like(b.known)}
-                for name, (fixed, truth) in spoilt(b.fixed, b.truth, b.mask).items():
-                    fields[name] = network.match(fixed, warp(truth, b.known)).alignment.displacement
-                for name, field in fields.items():
-                    height, width = known.shape[1:]
-                    error = summarise(endpoint_error(known, field[0, :, :height, :width].numpy()), inside).mean
-                    errors.setdefault(name, {}).setdefault(column.key, []).append(error)
-    return {name: {key: statistics.fmean(values) for key, values in row.items()} for name, row in errors.items()}
+def ways(network: BSAFusion, b: Batch) -> dict[str, Tensor]:
+    """The displacement ``1 2 H W`` that the network finds for the one pair of a batch, as it is and spoilt."""
+    height, width = b.known.shape[-2:]
+    return {
+        name: network.match(fixed, warp(truth, b.known)).alignment.displacement[..., :height, :width]
+        for name, (fixed, truth) in spoilt(b.fixed, b.truth, b.mask).items()
+    }
 
 
 def run(file: Path, pairs: Path, weights: str, draws: int, limit: int | None) -> None:
     """Measure, then write the results beside ``file`` and into its docstring."""
-    untrained.run(file, pairs, weights, draws, limit, measure=measure, columns=COLUMNS, notes=NOTES)
+    untrained.run(file, pairs, weights, draws, limit, ways=ways, columns=COLUMNS, notes=NOTES)
 
 
 if __name__ == "__main__":

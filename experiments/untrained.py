@@ -7,14 +7,38 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from ablations import Column, Figures, table, write_results
+from torch import Tensor
 
-from bsafusion.datasets import TASKS, PairSet, read_pairs
+from bsafusion.datasets import MISALIGNMENTS, TASKS, Batch, PairSet, read_pairs, validation_batch
+from bsafusion.metrics import endpoint_error, summarise
 from bsafusion.models.bsafusion import BSAFusion
 from bsafusion.pipeline import load_model
 
-Measure = Callable[[BSAFusion, PairSet, int, int | None], dict[str, Figures]]
-"""From a network, the val pairs, the number of draws and a limit of pairs a task: ``way -> suite/task -> error``."""
+Ways = Callable[[BSAFusion, Batch], dict[str, Tensor]]
+"""The displacement ``1 2 H W`` of every way to align the one pair of a batch."""
+BEFORE = "before alignment"
+
+
+@torch.inference_mode()
+def measure(
+    network: BSAFusion, data: PairSet, ways: Ways, columns: Sequence[Column], *, draws: int, limit: int | None
+) -> dict[str, Figures]:
+    """``way -> suite/task -> mean error``, pixels, of the columns of which ``data`` has pairs."""
+    errors: dict[str, dict[str, list[float]]] = {}
+    for column in columns:
+        suite, task = column.key.split("/")
+        for index in data.indices(task)[:limit]:
+            inside = data.mask[index, 0].numpy() > 0
+            for draw in range(draws):
+                b = validation_batch(data, [index], MISALIGNMENTS[suite], draw=draw, device=torch.device("cpu"))
+                for name, field in ({BEFORE: torch.zeros_like(b.known)} | ways(network, b)).items():
+                    error = summarise(endpoint_error(b.known[0].numpy(), field[0].numpy()), inside).mean
+                    errors.setdefault(name, {}).setdefault(column.key, []).append(error)
+        if data.indices(task):
+            print(column.heading, *(f"{name} {statistics.fmean(row[column.key]):.2f}" for name, row in errors.items()))
+    return {name: {key: statistics.fmean(values) for key, values in row.items()} for name, row in errors.items()}
 
 
 def run(
@@ -24,7 +48,7 @@ def run(
     draws: int,
     limit: int | None,
     *,
-    measure: Measure,
+    ways: Ways,
     columns: Sequence[Column],
     notes: str,
 ) -> None:
@@ -32,14 +56,14 @@ def run(
     model = load_model(weights)
     network = model.network.eval()
     data = PairSet(read_pairs(pairs, split="val"), side=network.cfg.working_side // 16 * 16)
-    rows = measure(network, data, draws, limit)
+    rows = measure(network, data, ways, columns, draws=draws, limit=limit)
     counted = sum(len(data.indices(task)[:limit]) for task in TASKS)
     means = {name: statistics.fmean(row.values()) for name, row in rows.items()}
     results = {
         "budget": f"no training; weights {model.record.name} ({model.record.sha256[:12]}), {counted} val pairs, "
         f"draws: {draws}",
         "summary": "error, px, mean of suites and tasks: " + "; ".join(f"{k} {v:.2f}" for k, v in means.items()),
-        "table": table([c for c in columns if all(c.key in row for row in rows.values())], rows),
+        "table": table([c for c in columns if c.key in rows[BEFORE]], rows),
         "errors": rows,
     }
     write_results(file, results, notes)
