@@ -26,7 +26,7 @@ from bsafusion.models.alignment import (
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default, in_colour, paper, working_shape
 from bsafusion.models.encoder import EncoderCfg
 from bsafusion.models.fusion import FusionCfg
-from bsafusion.models.layers import ChannelNorm, CrossBlock, TransformerBlock, join, wave_positions
+from bsafusion.models.layers import ChannelNorm, CrossBlock, TransformerBlock, gelu, join, wave_positions
 from bsafusion.models.representation import ModalityRepresentation, RepresentationCfg
 
 Randomise = Callable[[nn.Module], Any]
@@ -294,6 +294,15 @@ def test_paper_steps_add_up(randomise: Randomise) -> None:
     torch.testing.assert_close(
         alignment.displacement, torch.full_like(alignment.displacement, 62.0), rtol=1e-3, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gelu_keeps_values_gradients_and_layout(memory_format: torch.memory_format) -> None:
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    y = gelu(x)
+    torch.testing.assert_close(y, x * (1 + torch.erf(x / math.sqrt(2))) / 2)
+    assert y.is_contiguous(memory_format=memory_format)
+    assert torch.autograd.gradcheck(gelu, x)
 
 
 # --- stage 3: local correlation -------------------------------------------------------------------

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from bsafusion.deformation import affine_field, compose, identity_grid, integrate, invert, resize_field, warp
 from bsafusion.models.assessment import RADIUS, Assessment
 from bsafusion.models.encoder import STRIDE, Features
-from bsafusion.models.layers import ResidualBlock, conv_norm_act, resize
+from bsafusion.models.layers import GELU, ResidualBlock, conv_norm_act, join, resize
 from bsafusion.models.representation import Representation
 
 Direction = Literal["both", "forward", "reverse"]
@@ -204,36 +204,35 @@ def local_correlation(a: Tensor, b: Tensor, radius: int, *, block: int = 11) -> 
     """Inner products of every descriptor of ``a`` with those of ``b`` in a window around it.
 
     ``B C H W`` twice -> ``B (2r+1)^2 H W``; channel ``(dy + r)(2r + 1) + dx + r`` holds
-    ``<a(y, x), b(y + dy, x + dx)>``, 0 beyond the border. Rows are cut into blocks and compared by matrix
-    products, whose bands hold the answer: on a CPU several times faster, and smaller, than one product per
-    offset.
+    ``<a(y, x), b(y + dy, x + dx)>``, 0 beyond the border. Rows are cut into blocks, each compared by one matrix
+    product with all that its windows see, whose bands hold the answer: on a CPU several times faster, and smaller, than
+    one product per offset. The channels lie last in memory.
     """
     batch, channels, height, width = a.shape
-    count, span = -(-width // block), 2 * radius + 1
+    count, span, reach = -(-width // block), 2 * radius + 1, block + 2 * radius
     fill = count * block - width
-    rows_a = F.pad(a, (0, fill)).permute(0, 2, 3, 1).reshape(batch, height, count, block, channels)
-    rows_b = F.pad(b, (radius, radius + fill, radius, radius)).permute(0, 2, 3, 1)
-    windows = rows_b.unfold(2, block + 2 * radius, block)  # B H+2r count C block+2r
-    bands = []
-    for dy in range(span):
-        products = rows_a @ windows[:, dy : dy + height]  # B H count block block+2r
-        # Entry (i, i + d) of each product is wanted: one more column a row brings the band to the front.
-        padded = F.pad(products.flatten(-2), (0, block))
-        skewed = padded.view(*padded.shape[:-1], block, block + 2 * radius + 1)
-        bands.append(skewed[..., :span].reshape(batch, height, count * block, span)[:, :, :width])
-    return torch.stack(bands, dim=3).flatten(3).permute(0, 3, 1, 2).contiguous()
+    rows_a = F.pad(a.movedim(1, -1), (0, 0, 0, fill)).reshape(batch, height, count, block, channels)
+    rows_b = F.pad(b.movedim(1, -1), (0, 0, radius, radius + fill, radius, radius))
+    windows = rows_b.unfold(2, reach, block).unfold(1, span, 1)  # B H count C reach span
+    seen = windows.permute(0, 1, 2, 5, 4, 3).flatten(3, 4)  # B H count span*reach C
+    products = rows_a @ seen.mT  # B H count block span*reach
+    # Entry (i, dy, i + dx) of each product is wanted: one more column a row brings the bands to the front.
+    padded = F.pad(products.flatten(-2), (0, block)).view(batch, height, count, block, span * reach + 1)
+    skewed = padded[..., :-1].view(batch, height, count, block, span, reach)
+    bands = skewed[..., :span].reshape(batch, height, count * block, span**2)
+    return bands[:, :, :width].movedim(-1, 1)
 
 
 def reverse_correlation(correlation: Tensor, radius: int) -> Tensor:
     """``local_correlation(b, a)`` from ``local_correlation(a, b)``: the same products, at the other end."""
-    height, width = correlation.shape[-2:]
+    batch, channels, height, width = correlation.shape
     span = 2 * radius + 1
-    planes = F.pad(correlation, (radius,) * 4).unbind(1)
-    moved = [
-        planes[span * span - 1 - i][:, dy : dy + height, dx : dx + width]
-        for i, (dy, dx) in enumerate((dy, dx) for dy in range(span) for dx in range(span))
-    ]
-    return torch.stack(moved, dim=1)
+    planes = F.pad(correlation.movedim(1, -1), (0, 0, *(radius,) * 4)).contiguous()
+    # At (y, x) offset (dy, dx), both from 0, was channel -1 - (dy span + dx) of (y + dy, x + dx): steps of this size.
+    item, row, column, _ = planes.stride()
+    steps = (item, row, column, row - span, column - 1)
+    moved = planes.as_strided((batch, height, width, span, span), steps, channels - 1)
+    return moved.flatten(3).movedim(-1, 1)
 
 
 class Descriptors(nn.Module):
@@ -344,7 +343,7 @@ class MatchingStep(nn.Module):
         self.context = nn.Conv2d(cfg.descriptors, cfg.context, 1)
         self.body = nn.Sequential(
             nn.Conv2d(span * span + 3 + 2 * cfg.context + cfg.carried(name), hidden, 1),
-            nn.GELU(),
+            GELU(),
             *(conv_norm_act(hidden, hidden, dilation=i + 1) for i in range(cfg.layers)),
             *(ResidualBlock(hidden) for _ in range(cfg.of(cfg.residual, name))),
         )
@@ -353,54 +352,58 @@ class MatchingStep(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def _head(
-        self, correlation: Tensor, own: Tensor, other: Tensor, carried: tuple[Tensor, ...]
+        self, correlation: Tensor, logits: Tensor, own: Tensor, other: Tensor, carried: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The displacement from the first to the second image, voxels, the log of its expected error, and what the
         next step is handed."""
-        probability = (correlation.float() * self.log_scale.exp()).softmax(1)
+        probability = logits.movedim(1, -1).softmax(-1)
         offsets = identity_grid((2 * self.radius + 1,) * 2, probability).flatten(1) - self.radius  # 2 span^2
-        mean = torch.einsum("bkhw,dk->bdhw", probability, offsets)
-        peak = probability.amax(1, keepdim=True)
-        seen = [t.to(correlation) for t in (mean, peak, own, other, *carried)]
-        body = self.body(torch.cat([correlation, *seen], dim=1))
+        mean = (probability @ offsets.T).movedim(-1, 1)
+        peak = probability.amax(-1).unsqueeze(1)
+        body = self.body(join(correlation, *(t.to(correlation) for t in (mean, peak, own, other, *carried))))
         out = self.out(body).float()
         limit = self.radius + 1.0
         return limit * torch.tanh((out[:, :2] + peak * mean) / limit), out[:, 2:], body
 
-    def forward(self, a: Tensor, b: Tensor, so_far: Tensor, body: Tensor | None) -> Found:
-        """Look at descriptors ``B C h w`` of both images under the field so far.
+    def forward(self, descriptors: Tensor, so_far: Tensor, body: Tensor | None) -> Found:
+        """Look at the descriptors of both images under the field so far.
 
         Args:
+            descriptors: ``2B C h w``, those of the fixed images first.
             so_far: ``B 2 h w``, the displacement between the two that the steps before found, voxels of this grid.
             body: of the local step before, on its own grid.
         """
-        correlation = local_correlation(a, b, self.radius)
-        logits = correlation.float() * self.log_scale.exp()
-        context_a, context_b = self.context(a), self.context(b)
+        fixed, moving = descriptors.chunk(2)
+        correlation = local_correlation(fixed, moving, self.radius)
+        context = self.context(descriptors)
+        context_fixed, context_moving = context.chunk(2)
         # In units of the coarsest grid: of order 1 at every step.
         so_far = so_far * (self.stride / STRIDE)
-        above = () if body is None else (resize(body, (a.shape[-2], a.shape[-1])),)
+        above = () if body is None else (resize(body, (descriptors.shape[-2], descriptors.shape[-1])),)
+        scale = self.log_scale.exp()
 
-        def carried(*fields: Tensor) -> tuple[Tensor, ...]:
-            return (torch.cat(fields), *above) if self.carry else ()
+        def carried(field: Tensor) -> tuple[Tensor, ...]:
+            return (field, *above) if self.carry else ()
 
         if self.direction == "forward":
-            velocity, log_error, body = self._head(correlation, context_a, context_b, carried(so_far))
+            logits = correlation.float() * scale
+            found = self._head(correlation, logits, context_fixed, context_moving, carried(so_far))
+            velocity, log_error, body = found
             return Found(velocity, log_error, logits, body)
         reverse = reverse_correlation(correlation, self.radius)
         if self.direction == "reverse":
-            velocity, log_error, body = self._head(reverse, context_b, context_a, carried(-so_far))
-            return Found(-velocity, log_error, logits, body)
+            found = self._head(reverse, reverse.float() * scale, context_moving, context_fixed, carried(-so_far))
+            velocity, log_error, body = found
+            return Found(-velocity, log_error, correlation.float() * scale, body)
         # Both directions in one batch; their difference is antisymmetric in the two images.
+        correlations = torch.cat([correlation, reverse])
+        logits, swapped = correlations.float() * scale, torch.cat([context_moving, context_fixed])
         velocities, log_errors, body = self._head(
-            torch.cat([correlation, reverse]),
-            torch.cat([context_a, context_b]),
-            torch.cat([context_b, context_a]),
-            carried(so_far, -so_far),
+            correlations, logits, context, swapped, carried(torch.cat([so_far, -so_far]))
         )
         forward, backward = velocities.chunk(2)
         log_error, log_error_back = log_errors.chunk(2)
-        return Found((forward - backward) / 2, (log_error + log_error_back) / 2, logits, body)
+        return Found((forward - backward) / 2, (log_error + log_error_back) / 2, logits.chunk(2)[0], body)
 
 
 def _first_half(step: Step) -> Step:
@@ -409,6 +412,13 @@ def _first_half(step: Step) -> Step:
     logits = None if step.match_logits is None else step.match_logits.chunk(2)[0]
     before = step.before[0].chunk(2)[0], step.before[1].chunk(2)[0]
     return Step(step.name, fixed, moving, velocity, logits, before)
+
+
+def _aligned(both: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Descriptors ``B C h w`` of the fixed, the moving and the aligned image, from ``2B C h w`` of the first two."""
+    fixed, moving = both.detach().float().chunk(2)
+    field = resize_field(displacement.detach(), shape=(both.shape[-2], both.shape[-1]))
+    return fixed, moving, warp(moving, field)
 
 
 class MatchingAlignment(nn.Module):
@@ -441,11 +451,13 @@ class MatchingAlignment(nn.Module):
     ) -> Alignment:
         """Align a batch. With ``mirrored`` its second half holds the mirror images of the first: every step takes the
         mean of its answers for both, and the result is that of the first half. ``refine`` has the last word."""
-        descriptors_fixed = self.descriptors(representation.matched[0], fixed.pyramid)
-        descriptors_moving = self.descriptors(representation.matched[1], moving.pyramid)
-        coarsest = descriptors_fixed[STRIDE]
-        field_fixed = coarsest.new_zeros(len(coarsest), 2, *coarsest.shape[-2:], dtype=torch.float32)
-        field_moving = field_fixed
+        # Of both images in one batch, here and below: the fixed ones first, then the moving ones.
+        descriptors = self.descriptors(
+            torch.cat(representation.matched),
+            {s: torch.cat([fixed.pyramid[s], moving.pyramid[s]]) for s in self.descriptors.strides if s != STRIDE},
+        )
+        coarsest = descriptors[STRIDE]
+        fields = coarsest.new_zeros(len(coarsest), 2, *coarsest.shape[-2:], dtype=torch.float32)
         share_fixed, share_moving = _share(self.cfg.direction)
         log_error: Tensor | None = None
         body: Tensor | None = None
@@ -453,40 +465,33 @@ class MatchingAlignment(nn.Module):
         steps: list[Step] = []
         for name in self.cfg.steps:
             stride, step = STEP_STRIDES[name], self.steps[name.replace("/", "_")]
-            a, b = descriptors_fixed[stride], descriptors_moving[stride]
-            grid = (a.shape[-2], a.shape[-1])
+            both = descriptors[stride]
             # Each step is trained by its own loss: gradients do not run back through earlier fields.
-            field_fixed = resize_field(field_fixed.detach(), shape=grid)
-            field_moving = resize_field(field_moving.detach(), shape=grid)
-            before = (field_fixed, field_moving)
+            fields = resize_field(fields.detach(), shape=(both.shape[-2], both.shape[-1]))
+            before_fixed, before_moving = fields.chunk(2)
             if name == "affine":
-                velocity, logits = step(a, b)
+                velocity, logits = step(*both.chunk(2))
             else:
-                a = warp(a, field_fixed)
-                b = warp(b, field_moving)
-                velocity, log_error, logits, body = step(a, b, field_moving - field_fixed, body)
+                velocity, log_error, logits, body = step(warp(both, fields), before_moving - before_fixed, body)
             if mirrored:
                 plain, mirror = velocity.chunk(2)
                 mirror = mirror_field(mirror)
                 velocity = torch.cat([(plain + mirror) / 2, mirror_field(plain + mirror) / 2])
                 half = (plain - mirror) / 2
-                apart = half if apart is None else resize_field(apart, shape=grid) + half
+                apart = half if apart is None else resize_field(apart, shape=half.shape[2:]) + half
             squarings = 0 if name == "affine" else self.cfg.squarings
-            field_fixed = compose(field_fixed, integrate(share_fixed * velocity, squarings))
-            field_moving = compose(field_moving, integrate(share_moving * velocity, squarings))
-            steps.append(Step(name, field_fixed, field_moving, velocity, logits, before))
+            fields = compose(fields, integrate(torch.cat([share_fixed * velocity, share_moving * velocity]), squarings))
+            field_fixed, field_moving = fields.chunk(2)
+            steps.append(Step(name, field_fixed, field_moving, velocity, logits, (before_fixed, before_moving)))
         if mirrored:
             steps = [_first_half(step) for step in steps]
-            descriptors_fixed, descriptors_moving = (
-                {stride: d.chunk(2)[0] for stride, d in descriptors.items()}
-                for descriptors in (descriptors_fixed, descriptors_moving)
-            )
+            descriptors = {s: torch.cat([of.chunk(2)[0] for of in d.chunk(2)]) for s, d in descriptors.items()}
         refined: Refined | None = None
         if refine is not None:
             last = steps[-1]
-            both = (descriptors_fixed[STEP_STRIDES[last.name]], descriptors_moving[STEP_STRIDES[last.name]])
             scale = self.steps[last.name.replace("/", "_")].get_parameter("log_scale").exp()
-            refined = refine(last, both, scale, _share(self.cfg.direction))
+            of_fixed, of_moving = descriptors[STEP_STRIDES[last.name]].chunk(2)
+            refined = refine(last, (of_fixed, of_moving), scale, (share_fixed, share_moving))
             steps[-1] = last._replace(field_fixed=refined.field_fixed, field_moving=refined.field_moving)
         alignment, fixed_to_middle = between_images(tuple(steps), shape, exactly=not self.training)
         if refined is not None:
@@ -502,15 +507,16 @@ class MatchingAlignment(nn.Module):
             alignment = alignment._replace(expected_error=pixels(log_error.exp()))
         if apart is not None:
             alignment = alignment._replace(disagreement=pixels(apart.norm(dim=1, keepdim=True)))
-        if self.assessment is not None and (self.assessing or (not self.training and bool(self.assessment.trained))):
-            error = self._assess(self.assessment, descriptors_fixed, descriptors_moving, alignment)
-            alignment = alignment._replace(assessed_error=error)
+        if self.training and not self.assessing:
+            return alignment
+        # The descriptors once more, after alignment: what is said of them trains nothing that they came from.
+        after = {stride: _aligned(both, alignment.displacement) for stride, both in descriptors.items()}
+        if self.assessment is not None and bool(self.assessment.trained):
+            alignment = alignment._replace(assessed_error=self._assess(self.assessment, after, alignment))
         if not self.training:
-            stride = min(descriptors_fixed, key=lambda s: abs(s - SIMILARITY_STRIDE))
-            a, b = descriptors_fixed[stride].float(), descriptors_moving[stride].float()
-            field = resize_field(alignment.displacement, shape=(a.shape[-2], a.shape[-1]))
-            before, after = ((a * t).sum(1, keepdim=True) for t in (b, warp(b, field)))
-            alignment = alignment._replace(similarity=(resize(before, shape), resize(after, shape)))
+            of_fixed, of_moving, of_aligned = after[min(after, key=lambda s: abs(s - SIMILARITY_STRIDE))]
+            likeness = [(of_fixed * of).sum(1, keepdim=True) for of in (of_moving, of_aligned)]
+            alignment = alignment._replace(similarity=(resize(likeness[0], shape), resize(likeness[1], shape)))
         return alignment
 
     def start_assessing(self) -> None:
@@ -522,16 +528,14 @@ class MatchingAlignment(nn.Module):
 
     @staticmethod
     def _assess(
-        assessment: Assessment, fixed: dict[int, Tensor], moving: dict[int, Tensor], alignment: Alignment
+        assessment: Assessment, after: dict[int, tuple[Tensor, Tensor, Tensor]], alignment: Alignment
     ) -> Tensor:
-        """The mean error that the head says, from the descriptors of both images and the field between them."""
-        correlations, field = {}, alignment.displacement.detach()
-        for stride in assessment.strides:
-            a, b = fixed[stride].detach().float(), moving[stride].detach().float()
-            aligned = warp(b, resize_field(field, shape=(a.shape[-2], a.shape[-1])))
-            correlations[stride] = local_correlation(a, aligned, RADIUS)
+        """The mean error that the head says, from the descriptors after alignment and the field between them."""
+        correlations = {
+            stride: local_correlation(after[stride][0], after[stride][2], RADIUS) for stride in assessment.strides
+        }
         assert alignment.expected_error is not None
-        error: Tensor = assessment(correlations, alignment.expected_error.detach(), field)
+        error: Tensor = assessment(correlations, alignment.expected_error.detach(), alignment.displacement.detach())
         return error
 
 

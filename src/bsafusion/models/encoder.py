@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bsafusion.models.layers import ResidualBlock, RestormerBlock, conv_norm_act
+from bsafusion.models.layers import ResidualBlock, RestormerBlock, conv_norm_act, gelu
 
 STRIDE = 16  # of the coarsest grid, where the tokens live
 CHROMA_GAIN = 4.0  # brings chroma to about the spread of luminance
@@ -108,15 +109,16 @@ class PyramidEncoder(nn.Module):
 
     def see(self, image: Tensor) -> Tensor:
         """The shallow features alone."""
-        return F.gelu(self.shallow(image))
+        return gelu(self.shallow(image))
 
     def pyramid(self, image: Tensor) -> dict[int, Tensor]:
         """The features at each stride."""
-        luma, chroma = image[:, :1], image[:, 1:]
         convolution, *rest = self.levels[0][0]  # type: ignore[index]
-        x = convolution(luma)
-        if self.chroma is not None and chroma.shape[1]:
-            x = x + self.chroma(CHROMA_GAIN * chroma)
+        if self.chroma is not None and image.shape[1] > 1:
+            weight = torch.cat([convolution.weight, CHROMA_GAIN * self.chroma.weight], dim=1)
+            x = F.conv2d(image, weight, stride=2, padding=1)
+        else:
+            x = convolution(image[:, :1])
         for layer in rest:
             x = layer(x)
         features, stride = {2: x}, 2

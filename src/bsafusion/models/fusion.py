@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bsafusion.deformation import resize_field, warp
-from bsafusion.models.layers import RestormerBlock, join, resize
+from bsafusion.models.layers import GELU, RestormerBlock, join, resize
 
 BLOCK_STRIDES = (16, 8, 4, 2)
 
@@ -56,9 +56,9 @@ class FusionBlock(nn.Module):
         if inner is None:
             self.body = nn.Sequential(
                 nn.Conv2d(channels, out_channels, 1),
-                nn.GELU(),
+                GELU(),
                 nn.Conv2d(out_channels, out_channels, 3, padding=1),
-                nn.GELU(),
+                GELU(),
             )
         else:
             self.body = nn.Sequential(nn.Conv2d(channels, inner, 1), RestormerBlock(inner, out_channels))
@@ -102,9 +102,9 @@ class Fusion(nn.Module):
             joined = running + 2 * shallow + 2
             self.last = nn.Sequential(
                 nn.Conv2d(joined, cfg.hidden, 3, padding=1),
-                nn.GELU(),
+                GELU(),
                 nn.Conv2d(cfg.hidden, cfg.hidden, 3, padding=1),
-                nn.GELU(),
+                GELU(),
                 nn.Conv2d(cfg.hidden, 2, 3, padding=1),
             )
 
