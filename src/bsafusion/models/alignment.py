@@ -511,7 +511,7 @@ class MatchingAlignment(nn.Module):
             return alignment
         # The descriptors once more, after alignment: what is said of them trains nothing that they came from.
         after = {stride: _aligned(both, alignment.displacement) for stride, both in descriptors.items()}
-        if self.assessment is not None and bool(self.assessment.trained):
+        if self.assessment is not None and (self.assessing or bool(self.assessment.trained)):
             alignment = alignment._replace(assessed_error=self._assess(self.assessment, after, alignment))
         if not self.training:
             of_fixed, of_moving, of_aligned = after[min(after, key=lambda s: abs(s - SIMILARITY_STRIDE))]
