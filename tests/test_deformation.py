@@ -284,8 +284,6 @@ def test_a_fold_is_seen() -> None:
     determinant = jacobian_determinant(field)[0]
     assert (determinant[3:5] <= 0).all()
     assert (determinant[[0, 1, 2, 5, 6, 7]] == 1).all()
-    deformation = DeformationField(field[0], Geometry.picture((8, 9)))
-    assert deformation.folded_share() == pytest.approx(2 / 8)
     assert folds(field[0].numpy()).share == pytest.approx(2 / 8)
 
 
@@ -353,13 +351,3 @@ def test_resizing_to_another_number_of_axes_is_refused() -> None:
 def test_a_deformation_field_is_valid_once_constructed(displacement: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DeformationField(displacement, Geometry.picture((4, 5)))
-
-
-@pytest.mark.parametrize("sign", [(1, 2), (-1, 2)])
-def test_the_inverse_of_a_deformation_field(sign: tuple[int, int]) -> None:
-    shift = torch.tensor(sign, dtype=torch.float32).view(2, 1, 1).expand(2, 6, 7)
-    field = DeformationField(shift.clone(), Geometry.picture((6, 7)))
-    inverse = field.inverse()
-    assert torch.equal(inverse.displacement, -shift)
-    assert inverse.geometry == field.geometry
-    assert field.folded_share() == 0

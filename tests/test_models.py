@@ -28,6 +28,7 @@ from bsafusion.models.encoder import EncoderCfg
 from bsafusion.models.fusion import FusionCfg
 from bsafusion.models.layers import ChannelNorm, CrossBlock, TransformerBlock, gelu, join, wave_positions
 from bsafusion.models.representation import ModalityRepresentation, RepresentationCfg
+from pairs import known_network
 
 Randomise = Callable[[nn.Module], Any]
 STEPS = ("affine", "1/16", "1/8", "1/4", "1/2")
@@ -141,6 +142,24 @@ def test_the_field_is_brought_to_full_resolution(small_cfg: BSAFusionCfg, random
     )
     error = large.alignment.expected_error[..., ::2, ::2]
     torch.testing.assert_close(error, 2 * small.alignment.expected_error, rtol=1e-3, atol=1e-3)
+
+
+def test_expected_errors_of_long_images_do_not_depend_on_which_side_is_long() -> None:
+    """16 rows would be too few for the encoder, so that side is not reduced as much as the other."""
+    model = known_network((0.0, 0.0))
+    errors = [model.predict(*images(shape)).alignment.expected_error for shape in ((32, 1025), (1025, 32))]
+    torch.testing.assert_close(errors[0], errors[1].mT)
+
+
+def test_images_that_are_aligned_already_take_no_step(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    model, pair = randomise(BSAFusion(small_cfg)), images((90, 110))
+    plain = model.predict(*pair).alignment
+    model.alignment.forward = None
+    left = model.predict(*pair, aligned_already=True).alignment
+    assert not left.displacement.any()
+    assert not left.inverse.any()
+    assert left.similarity is not None
+    assert all(torch.equal(similarity, plain.similarity[0]) for similarity in left.similarity)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ def sample(image: Tensor, points: Tensor, *, mode: Mode = "bilinear", padding: P
     # grid_sample wants (x, y[, z]) in [-1, 1]; an axis of one voxel has only the coordinate 0.
     unit = [points[:, d] * (2.0 / max(sizes[d] - 1, 1)) - 1.0 for d in reversed(range(len(spatial)))]
     grid = torch.stack(unit, dim=-1)
+    if image.device.type == "mps" and padding == "border":  # which older versions of torch lack there
+        grid, padding = grid.clamp(-1, 1), "zeros"
     # In half precision coordinates would be off by pixels, so both are brought to the wider type.
     wide = torch.promote_types(image.dtype, grid.dtype)
     values = F.grid_sample(image.to(wide), grid.to(wide), mode=mode, padding_mode=padding, align_corners=True)
@@ -228,11 +230,3 @@ class DeformationField:
             raise ValueError(f"a field holds float32 values, not {self.displacement.dtype}; convert it first")
         if not bool(torch.isfinite(self.displacement).all()):
             raise ValueError("the field holds NaN or infinite displacements; check the program that made it")
-
-    def inverse(self) -> DeformationField:
-        """The field from the moving to the fixed image, on the same grid."""
-        return DeformationField(invert(self.displacement[None])[0], self.geometry)
-
-    def folded_share(self) -> float:
-        """The share of voxels whose Jacobian determinant is at most 0."""
-        return float((jacobian_determinant(self.displacement[None]) <= 0).float().mean())

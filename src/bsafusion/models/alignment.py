@@ -15,7 +15,7 @@ so that swapping the images gives the inverse. Fields are pull-back, in voxels o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
@@ -160,7 +160,7 @@ class AlignmentCfg:
 
     @staticmethod
     def of(values: tuple[int, ...], name: str) -> int:
-        """The value of a step in ``hidden`` or ``radius``."""
+        """The value of a step in ``hidden``, ``radius`` or ``residual``."""
         return values[tuple(STEP_STRIDES).index(name)]
 
     def carried(self, name: str) -> int:
@@ -351,12 +351,10 @@ class MatchingStep(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
-    def _head(
-        self, correlation: Tensor, logits: Tensor, own: Tensor, other: Tensor, carried: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _look(self, correlation: Tensor, own: Tensor, other: Tensor, *carried: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The displacement from the first to the second image, voxels, the log of its expected error, and what the
         next step is handed."""
-        probability = logits.movedim(1, -1).softmax(-1)
+        probability = self._logits(correlation).movedim(1, -1).softmax(-1)
         offsets = identity_grid((2 * self.radius + 1,) * 2, probability).flatten(1) - self.radius  # 2 span^2
         mean = (probability @ offsets.T).movedim(-1, 1)
         peak = probability.amax(-1).unsqueeze(1)
@@ -364,6 +362,9 @@ class MatchingStep(nn.Module):
         out = self.out(body).float()
         limit = self.radius + 1.0
         return limit * torch.tanh((out[:, :2] + peak * mean) / limit), out[:, 2:], body
+
+    def _logits(self, correlation: Tensor) -> Tensor:
+        return correlation.float() * self.log_scale.exp()
 
     def forward(self, descriptors: Tensor, so_far: Tensor, body: Tensor | None) -> Found:
         """Look at the descriptors of both images under the field so far.
@@ -375,35 +376,25 @@ class MatchingStep(nn.Module):
         """
         fixed, moving = descriptors.chunk(2)
         correlation = local_correlation(fixed, moving, self.radius)
-        context = self.context(descriptors)
-        context_fixed, context_moving = context.chunk(2)
+        context_fixed, context_moving = self.context(descriptors).chunk(2)
         # In units of the coarsest grid: of order 1 at every step.
         so_far = so_far * (self.stride / STRIDE)
-        above = () if body is None else (resize(body, (descriptors.shape[-2], descriptors.shape[-1])),)
-        scale = self.log_scale.exp()
-
-        def carried(field: Tensor) -> tuple[Tensor, ...]:
-            return (field, *above) if self.carry else ()
-
-        if self.direction == "forward":
-            logits = correlation.float() * scale
-            found = self._head(correlation, logits, context_fixed, context_moving, carried(so_far))
-            velocity, log_error, body = found
-            return Found(velocity, log_error, logits, body)
-        reverse = reverse_correlation(correlation, self.radius)
-        if self.direction == "reverse":
-            found = self._head(reverse, reverse.float() * scale, context_moving, context_fixed, carried(-so_far))
-            velocity, log_error, body = found
-            return Found(-velocity, log_error, correlation.float() * scale, body)
-        # Both directions in one batch; their difference is antisymmetric in the two images.
-        correlations = torch.cat([correlation, reverse])
-        logits, swapped = correlations.float() * scale, torch.cat([context_moving, context_fixed])
-        velocities, log_errors, body = self._head(
-            correlations, logits, context, swapped, carried(torch.cat([so_far, -so_far]))
-        )
-        forward, backward = velocities.chunk(2)
-        log_error, log_error_back = log_errors.chunk(2)
-        return Found((forward - backward) / 2, (log_error + log_error_back) / 2, logits.chunk(2)[0], body)
+        looks = []  # from the fixed image, from the moving one or from both, in one batch
+        if self.direction != "reverse":
+            looks.append((correlation, context_fixed, context_moving, so_far))
+        if self.direction != "forward":
+            looks.append((reverse_correlation(correlation, self.radius), context_moving, context_fixed, -so_far))
+        correlations, own, other, fields = (torch.cat(of) for of in zip(*looks, strict=True))
+        carried: tuple[Tensor, ...] = ()
+        if self.carry:
+            carried = (fields,) if body is None else (fields, resize(body, (fields.shape[-2], fields.shape[-1])))
+        velocities, log_errors, body = self._look(correlations, own, other, *carried)
+        # What is seen from the moving image counts the other way, so two looks are antisymmetric in the images.
+        signs = {"forward": (1,), "reverse": (-1,), "both": (1, -1)}[self.direction]
+        parts = zip(signs, velocities.chunk(len(signs)), strict=True)
+        velocity = torch.stack([sign * part for sign, part in parts]).mean(0)
+        log_error = torch.stack(log_errors.chunk(len(signs))).mean(0)
+        return Found(velocity, log_error, self._logits(correlation), body)
 
 
 def _first_half(step: Step) -> Step:
@@ -412,6 +403,16 @@ def _first_half(step: Step) -> Step:
     logits = None if step.match_logits is None else step.match_logits.chunk(2)[0]
     before = step.before[0].chunk(2)[0], step.before[1].chunk(2)[0]
     return Step(step.name, fixed, moving, velocity, logits, before)
+
+
+def _reported(strides: Iterable[int]) -> int:
+    """The stride of the descriptors whose likeness is reported."""
+    return min(strides, key=lambda stride: abs(stride - SIMILARITY_STRIDE))
+
+
+def _similarity(a: Tensor, b: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The cosine of two sets of descriptors ``B C h w`` at each pixel, ``B 1 H W``."""
+    return resize((a * b).sum(1, keepdim=True), shape)
 
 
 def _aligned(both: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -451,11 +452,7 @@ class MatchingAlignment(nn.Module):
     ) -> Alignment:
         """Align a batch. With ``mirrored`` its second half holds the mirror images of the first: every step takes the
         mean of its answers for both, and the result is that of the first half. ``refine`` has the last word."""
-        # Of both images in one batch, here and below: the fixed ones first, then the moving ones.
-        descriptors = self.descriptors(
-            torch.cat(representation.matched),
-            {s: torch.cat([fixed.pyramid[s], moving.pyramid[s]]) for s in self.descriptors.strides if s != STRIDE},
-        )
+        descriptors = self._describe(fixed, moving, representation)
         coarsest = descriptors[STRIDE]
         fields = coarsest.new_zeros(len(coarsest), 2, *coarsest.shape[-2:], dtype=torch.float32)
         share_fixed, share_moving = _share(self.cfg.direction)
@@ -514,10 +511,26 @@ class MatchingAlignment(nn.Module):
         if self.assessment is not None and (self.assessing or bool(self.assessment.trained)):
             alignment = alignment._replace(assessed_error=self._assess(self.assessment, after, alignment))
         if not self.training:
-            of_fixed, of_moving, of_aligned = after[min(after, key=lambda s: abs(s - SIMILARITY_STRIDE))]
-            likeness = [(of_fixed * of).sum(1, keepdim=True) for of in (of_moving, of_aligned)]
-            alignment = alignment._replace(similarity=(resize(likeness[0], shape), resize(likeness[1], shape)))
+            of_fixed, of_moving, of_aligned = after[_reported(after)]
+            similarity = _similarity(of_fixed, of_moving, shape), _similarity(of_fixed, of_aligned, shape)
+            alignment = alignment._replace(similarity=similarity)
         return alignment
+
+    def leave(
+        self, fixed: Features, moving: Features, representation: Representation, shape: tuple[int, int]
+    ) -> Alignment:
+        """No step at all, for images that are aligned already: zero fields, and both similarities as given."""
+        descriptors = self._describe(fixed, moving, representation)
+        of_fixed, of_moving = descriptors[_reported(descriptors)].float().chunk(2)
+        as_given = None if self.training else _similarity(of_fixed, of_moving, shape)
+        still = of_fixed.new_zeros(len(of_fixed), 2, *shape)
+        return Alignment(still, still, (), similarity=None if as_given is None else (as_given, as_given))
+
+    def _describe(self, fixed: Features, moving: Features, representation: Representation) -> dict[int, Tensor]:
+        """Descriptors of both images at each stride, ``2B C h w``: those of the fixed ones first."""
+        pyramid = {s: torch.cat([fixed.pyramid[s], moving.pyramid[s]]) for s in self.descriptors.strides if s != STRIDE}
+        described: dict[int, Tensor] = self.descriptors(torch.cat(representation.matched), pyramid)
+        return described
 
     def start_assessing(self) -> None:
         """From now on the assessment speaks, in training, too; it is what is trained."""
@@ -650,6 +663,13 @@ class AttentionAlignment(nn.Module):
             total = totals["moving"] - totals["fixed"]
             steps.append(Step(name, zero, total, total - before, None, (zero, before)))
         return between_images(tuple(steps), shape, exactly=not self.training)[0]
+
+    def leave(
+        self, fixed: Features, moving: Features, representation: Representation, shape: tuple[int, int]
+    ) -> Alignment:
+        """No step at all: zero fields."""
+        still = representation.matched[0].new_zeros(len(representation.matched[0]), 2, *shape, dtype=torch.float32)
+        return Alignment(still, still, ())
 
     def start_assessing(self) -> None:
         raise ValueError("the attention preset has no assessment to train; leave this part out")

@@ -45,7 +45,7 @@ class Assessment(nn.Module):
         self.mix = nn.ModuleList(conv_norm_act(width, width) for _ in self.strides)
         self.dropout = nn.Dropout(0.3)
         self.out = nn.Linear(2 * width, 1)
-        # Said nowhere before it was trained.
+        # Kept with the weights; until it is set the head's answer is not reported.
         self.register_buffer("trained", torch.zeros((), dtype=torch.uint8))
 
     def forward(self, correlations: Mapping[int, Tensor], expected_error: Tensor, displacement: Tensor) -> Tensor:

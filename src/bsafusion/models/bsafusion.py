@@ -176,13 +176,6 @@ def _check_pictures(fixed: Tensor, moving: Tensor) -> None:
         )
 
 
-def _skipped(alignment: Alignment) -> Alignment:
-    """No step at all: zero fields, of which no error is known."""
-    still, similarity = torch.zeros_like(alignment.displacement), alignment.similarity
-    as_given = None if similarity is None else (similarity[0], similarity[0])
-    return Alignment(still, still, (), similarity=as_given)
-
-
 class BSAFusion(nn.Module):
     """``(fixed, moving) -> Output``; see :class:`BSAFusionCfg` for what can be switched off."""
 
@@ -227,7 +220,7 @@ class BSAFusion(nn.Module):
         return x[..., :height, :width]
 
     def _to_full(self, alignment: Alignment, shape: tuple[int, int]) -> Alignment:
-        scale = (shape[0] - 1) / (self._working_shape(shape)[0] - 1)
+        scale = (max(shape) - 1) / (max(self._working_shape(shape)) - 1)  # of the longer side, which decided the size
         error, similarity, apart = alignment.expected_error, alignment.similarity, alignment.disagreement
         assessed = alignment.assessed_error
 
@@ -258,16 +251,15 @@ class BSAFusion(nn.Module):
             fixed, moving = in_colour(fixed), in_colour(moving)
         images = torch.cat([fixed, moving])
         plain = self._represent(self.encode(images))
-        looked_at = plain
+        height, width = plain.fixed.tokens.shape[-2:]
+        grid = (STRIDE * (height - 1) + 1, STRIDE * (width - 1) + 1)
         if aligned_already:
-            mirrored, refine = False, None
+            return Matched(*plain, self.alignment.leave(*plain, grid))
+        looked_at = plain
         if mirrored:
             pyramid = self.encoder.pyramid(self.to_working(images).flip(-1))
             looked_at = _beside(plain, self._represent(Features(images, pyramid)))
-        height, width = plain.fixed.tokens.shape[-2:]
-        grid = (STRIDE * (height - 1) + 1, STRIDE * (width - 1) + 1)
-        alignment = self.alignment(*looked_at, grid, mirrored=mirrored, refine=refine)
-        return Matched(*plain, _skipped(alignment) if aligned_already else alignment)
+        return Matched(*plain, self.alignment(*looked_at, grid, mirrored=mirrored, refine=refine))
 
     def _represent(self, both: Features) -> Represented:
         """Stage 2, for features whose first half is of the fixed images."""

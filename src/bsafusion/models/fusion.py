@@ -29,7 +29,7 @@ class FusionCfg:
             image shows.
         blocks: number of FusionBLKs, from stride 16 up; one to four.
         widths: output channels of each block.
-        inner: channels inside each block (restormer only).
+        inner: channels inside each block, which is then a Restormer block; empty: plain convolutions.
         hidden: channels at full resolution (weights only).
     """
 

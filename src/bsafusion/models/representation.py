@@ -38,7 +38,8 @@ class RepresentationCfg:
     """Options of MDF-FR.
 
     Attributes:
-        dim: channels of a token.
+        dim, heads, mlp_dim: channels of a token, attention heads and hidden channels of every block.
+        blocks, transfer_blocks: transformer blocks of the classifier, and of the transfer after injection.
         transfer_per_modality: a transfer block for each side, as published, or one that both sides share.
         position_grid: side of the learned grid of position embeddings; 0 for none.
         cross_blocks: after transfer, blocks by which the tokens of each image look at those of the other.
