@@ -20,7 +20,10 @@ from pairs import hot, known_model, known_network, known_weights, scan, snapshot
 
 SHAPE = (81, 65)
 DEFAULTS = FuseOptions()
-FILES = {"fused.png", "aligned.png", "deformation.nii.gz", "overview.png", "report.html", "report.json"}
+FILES = {
+    *("fused.png", "aligned.png", "overview.png", "report.html", "report.json"),
+    *("deformation.nii.gz", "deformation_inverse.nii.gz"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +81,14 @@ def test_absolute_paths_are_kept(tmp_path: Path) -> None:
 
 
 def test_spaces_a_byte_order_mark_and_other_columns_do_no_harm(tmp_path: Path) -> None:
-    path = written(tmp_path, "\ufeffid, fixed, moving, ward\na, m.png, c.png, 7\n")
-    assert read_manifest(path) == [Row("a", tmp_path / "m.png", tmp_path / "c.png", "auto")]
+    path = written(tmp_path, "\ufeffid , fixed, moving , task, ward\na , m.png , c.png , PET-MRI , 7\n")
+    assert read_manifest(path) == [Row("a", tmp_path / "m.png", tmp_path / "c.png", "pet-mri")]
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", r"no column fixed, id, moving \(found: none\); add it to the header"),
+        ("", r"no column id, fixed, moving \(found: none\); add it to the header"),
         ("id,mri,ct\na,b,c\n", r"no column fixed, moving \(found: id, mri, ct\)"),
         ("id,fixed,moving\n", "no rows below the header; expected one a pair"),
         ("id,fixed,moving\na,b,c\na,d,e\n", "line 3: id 'a' stands twice; make the ids unique"),
@@ -97,6 +100,9 @@ def test_spaces_a_byte_order_mark_and_other_columns_do_no_harm(tmp_path: Path) -
         ("id,fixed,moving\na,b\n", "line 2: fixed or moving is empty; expected a path in each"),
         ("id,fixed,moving\na,,c\n", "fixed or moving is empty"),
         ("id,fixed,moving,task\na,b,c,ct\n", "line 2: unknown task 'ct'; expected ct-mri"),
+        ("id,fixed,moving\na, ,c\n", "fixed or moving is empty"),
+        ("id,fixed,moving\na,b,c,d\n", "line 2: 4 cells for 3 columns; expected one a column"),
+        ("id;fixed;moving\na;b;c\n", "separated by semicolons, expected commas"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -287,6 +293,54 @@ def test_an_error_that_nobody_foresaw_does_not_stop_the_others(
     results = run(manifest, tmp_path / "out", model)
     assert outcomes(results) == ["done", "failed", "done"]
     assert results[1].message == "KeyError"
+
+
+def test_an_earlier_result_of_a_row_that_fails_is_set_aside(tmp_path: Path, manifest: Path, model: Model) -> None:
+    out = tmp_path / "out"
+    run(manifest, out, model)
+    old = snapshot(out / "case1")
+    picture = manifest.parent / "scans/1-pet.png"
+    good = picture.read_bytes()
+    picture.write_text("not a picture")
+    results = run(manifest, out, model)
+    assert outcomes(results) == ["skipped", "failed", "skipped"]
+    assert results[1].message.endswith("; its earlier result is now case1.outdated")
+    assert {path.name for path in out.iterdir()} == {"case0", "case1.outdated", "case2"}
+    assert snapshot(out / "case1.outdated") == old
+    assert "outdated" not in run(manifest, out, model)[1].message  # nothing is left that could be mistaken
+    picture.write_bytes(good)
+    assert outcomes(run(manifest, out, model)) == ["skipped", "done", "skipped"]
+    assert snapshot(out / "case1") == old
+    picture.unlink()
+    assert run(manifest, out, model)[1].message.endswith("; its earlier result is now case1.outdated1")
+    assert snapshot(out / "case1.outdated") == snapshot(out / "case1.outdated1") == old
+
+
+def test_an_earlier_result_that_cannot_be_set_aside_is_told(
+    tmp_path: Path, manifest: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    run(manifest, tmp_path / "out", model)
+    (manifest.parent / "scans/1-pet.png").unlink()
+    monkeypatch.setattr(Path, "rename", refuse)
+    results = run(manifest, tmp_path / "out", model)
+    assert outcomes(results) == ["skipped", "failed", "skipped"]
+    assert (
+        "case1 is an earlier result and could not be renamed (Permission denied); do not use it" in results[1].message
+    )
+
+
+def test_a_folder_that_cannot_be_replaced_fails_before_the_work(
+    tmp_path: Path, manifest: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = read_manifest(manifest)[:1]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "case0").symlink_to(tmp_path)
+    monkeypatch.setattr(batch, "fuse", lambda *_, **__: pytest.fail("it was fused"))
+    (result,) = run_batch(rows, tmp_path / "out", model)
+    assert (result.outcome, "case0 is a file or a link" in result.message) == ("failed", True)
 
 
 def test_a_row_does_not_replace_a_folder_that_is_no_result(tmp_path: Path, manifest: Path, model: Model) -> None:

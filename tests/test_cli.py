@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 import pytest
 import SimpleITK as sitk
 import torch
@@ -28,7 +29,10 @@ from bsafusion.weights import FOLDER, file_sha256
 from pairs import hot, known_weights, pixels_of, scan, snapshot, write_picture, write_volume
 
 SHAPE = (81, 65)
-FILES = {"fused.png", "aligned.png", "deformation.nii.gz", "overview.png", "report.html", "report.json"}
+FILES = {
+    *("fused.png", "aligned.png", "overview.png", "report.html", "report.json"),
+    *("deformation.nii.gz", "deformation_inverse.nii.gz"),
+}
 COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
 AXIAL = np.diag([-1.0, -1.0, 5.0, 1.0])
 
@@ -163,8 +167,8 @@ def test_fuse_says_that_a_result_is_suspect_and_why(tmp_path: Path, good: tuple[
 def test_fuse_does_what_its_options_say(
     tmp_path: Path, still: Path, extra: tuple[str, ...], mode: str, told: str
 ) -> None:
-    image = write_picture(tmp_path / "mri.png", scan(SHAPE))
-    done = run("fuse", image, image, "-o", tmp_path / "out", "--weights", still, *extra)
+    images = [write_picture(tmp_path / name, scan(SHAPE)) for name in ("mri.png", "same.tif")]
+    done = run("fuse", *images, "-o", tmp_path / "out", "--weights", still, *extra)
     assert done.exit_code == 0, done.output
     assert told in done.stdout
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -182,6 +186,68 @@ def test_fuse_replaces_a_result_only_when_asked(tmp_path: Path, good: tuple[Path
     assert run(*call).exit_code == 2
     assert run(*call, "--overwrite").exit_code == 0
     assert snapshot(tmp_path / "out") == first
+
+
+def full_folder(folder: Path) -> Path:
+    (folder / "full").mkdir()
+    (folder / "full" / "notes.txt").write_text("mine")
+    return folder / "full"
+
+
+def linked_folder(folder: Path) -> Path:
+    (folder / "link").symlink_to(folder)
+    return folder / "link"
+
+
+def mixed_folder(folder: Path) -> Path:
+    (full_folder(folder) / "report.json").write_text("{}")
+    return folder / "full"
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (full_folder, "full has no report.json, so it is not a result folder; remove it or choose another"),
+        (mixed_folder, "full holds notes.txt, which is no part of a result; move it away first"),
+        (linked_folder, "link is a file or a link; expected a folder to make; choose another path"),
+    ],
+)
+def test_fuse_does_no_work_for_a_folder_it_may_not_replace(
+    tmp_path: Path, good: tuple[Path, Path], make: Callable[[Path], Path], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "read_input", lambda *_, **__: pytest.fail("it was read"))
+    out = make(tmp_path)
+    done = run("fuse", *good, "-o", out, "--overwrite")
+    assert (done.exit_code, done.stderr) == (2, f"bsafusion: {tmp_path / said}\n")
+
+
+@pytest.mark.parametrize("out", ["out", "made/out", "there"])
+def test_a_folder_that_may_not_be_written_to_is_told_before_any_work(
+    tmp_path: Path, good: tuple[Path, Path], out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(pipeline, "read_input", lambda *_, **__: pytest.fail("it was read"))
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    before = snapshot(tmp_path)
+    done = run("fuse", *good, "-o", tmp_path / out)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"bsafusion: {tmp_path} may not be written to; expected a folder for the result")
+    assert snapshot(tmp_path) == before
+
+
+def test_a_termination_cleans_up_as_an_interruption_does(tmp_path: Path, good: tuple[Path, Path], still: Path) -> None:
+    program = f"""
+import os, signal, sys
+from bsafusion import cli, pipeline
+pipeline.write_deformation = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+sys.argv = ["bsafusion", "fuse", *{[str(path) for path in good]}, "-o", {str(tmp_path / "out")!r},
+            "--weights", {str(still)!r}]
+cli.main()
+"""
+    before = snapshot(tmp_path)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (143, "")
+    assert snapshot(tmp_path) == before
 
 
 def test_fuse_writes_into_an_empty_folder_and_makes_parents(
@@ -203,7 +269,7 @@ def test_fuse_takes_slices_of_volumes(tmp_path: Path, still: Path) -> None:
     assert done.exit_code == 0, done.output
     assert {path.name for path in out.iterdir()} == FILES | {"fused.nii.gz", "aligned.nii.gz"}
     aligned = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "aligned.nii.gz")))
-    np.testing.assert_allclose(aligned, scan((65, 81), seed=7), atol=0.05)
+    np.testing.assert_allclose(aligned[0], scan((65, 81), seed=7), atol=0.05)
     notes = json.loads((out / "report.json").read_text())["inputs"]
     assert (notes["fixed"]["notes"]["slice_index"], notes["moving"]["notes"]["slice_index"]) == (1, 2)
 
@@ -212,7 +278,11 @@ def test_fuse_takes_dicom(tmp_path: Path, still: Path) -> None:
     files = [get_testdata_file(name, download=False) for name in ("MR_small.dcm", "CT_small.dcm")]
     done = run("fuse", *files, "-o", tmp_path / "out", "--weights", still)
     assert done.exit_code == 0, done.output
-    assert sitk.ReadImage(str(tmp_path / "out" / "aligned.nii.gz")).GetSize() == (64, 64)
+    source, aligned = (sitk.ReadImage(str(path)) for path in (files[0], tmp_path / "out" / "aligned.nii.gz"))
+    assert aligned.GetSize() == (64, 64, 1)
+    for corner in ((0, 0, 0), (63, 63, 0)):
+        places = (image.TransformIndexToPhysicalPoint(corner) for image in (source, aligned))
+        np.testing.assert_allclose(*places, atol=1e-3)
 
 
 def test_control_c_is_no_traceback(
@@ -299,12 +369,6 @@ def fuse_to(make: Callable[[Path], Path], *extra: str) -> Callable[[Path], list[
 
 def fuse_with(*extra: str) -> Callable[[Path], list[Any]]:
     return fuse_to(lambda folder: folder / "out", *extra)
-
-
-def full_folder(folder: Path) -> Path:
-    (folder / "full").mkdir()
-    (folder / "full" / "notes.txt").write_text("mine")
-    return folder / "full"
 
 
 def manifest(text: str | None) -> Callable[[Path], list[Any]]:
@@ -431,6 +495,19 @@ REFUSED = [
     ),
     Bad("a file that is there", warp_to("mri.png"), ("mri.png exists", "choose another file or pass --overwrite")),
     Bad("a folder to write", warp_to("."), ("is a folder; expected a file to write", "add its name")),
+    Bad(
+        "a volume to warp",
+        lambda f: ["warp", field_file(f), nifti("v.nii", np.ones((64, 48, 5), np.int16))(f), "-o", f / "w.nii.gz"],
+        ("v.nii: 3-D volume", "pass slice_index", "--image-slice K"),
+    ),
+    Bad(
+        "labels that are too large",
+        lambda f: [
+            *("warp", field_file(f), nifti("l.nii", np.full((*SHAPE[::-1], 1), 2**24 + 1, np.int32))(f)),
+            *("-o", f / "w.nii.gz", "--labels"),
+        ],
+        ("l.nii: label 16777217 of int32 would not keep its value", "renumber the labels"),
+    ),
     Bad("an unknown suffix", warp_to("w.bmp"), ("w.bmp: cannot write .bmp", "use .png")),
     Bad(
         "Hounsfield units in a picture",
@@ -442,6 +519,19 @@ REFUSED = [
             f / "w.png",
         ],
         ("w.png: int16 values -100 to 155 do not fit a picture", "write .nii.gz instead"),
+    ),
+    Bad(
+        "folds of slices",
+        lambda f: ["evaluate", f / "p.csv", "-o", f / "out", "--folds", "2"],
+        ("--folds shapes the trainings of --split-by case", "leave it out, or split by case"),
+    ),
+    *(
+        Bad(
+            f"{option} beside folds",
+            lambda f, o=option: ["evaluate", f / "p.csv", "-o", f / "out", "--split-by", "case", o, "a=b"],
+            ("--split-by case compares its own trainings alone", "add --methods", f"leave {option} out"),
+        )
+        for option in ("--weights", "--fused", "--python")
     ),
     Bad("no column to train on", training("fixed,moving\na,b\n"), ("no column task (found: fixed, moving)", "add it")),
     Bad("an unknown task to train", training("task,fixed,moving\nx,a,b\n"), ("line 2: unknown task 'x'", "expected")),
@@ -537,6 +627,41 @@ def test_labels_keep_their_values_between_voxels(tmp_path: Path) -> None:
     assert not set(np.unique(pixels_of(tmp_path / "mixed.png"))) <= set(np.unique(labels_of()))
 
 
+def test_labels_of_any_integer_type_fit_into_a_picture(tmp_path: Path) -> None:
+    for dtype, factor, kind in ((np.int16, 1, np.uint8), (np.int32, 300, np.uint16)):
+        values = labels_of().astype(dtype) * factor
+        image = write_picture(tmp_path / "labels.tif", values.astype(np.int32))
+        done = run("warp", shift(tmp_path, 0.0, 0.0), image, "-o", tmp_path / "w.png", "--labels", "--overwrite")
+        assert done.exit_code == 0, done.output
+        carried = pixels_of(tmp_path / "w.png")
+        assert carried.dtype == kind
+        np.testing.assert_array_equal(carried, values)
+
+
+def test_a_slice_without_labels_is_carried(tmp_path: Path) -> None:
+    image = write_picture(tmp_path / "labels.png", np.zeros(SHAPE, np.uint8))
+    done = run("warp", shift(tmp_path, 1.0, 2.0), image, "-o", tmp_path / "w.png", "--labels")
+    assert done.exit_code == 0, done.output
+    assert not pixels_of(tmp_path / "w.png").any()
+    assert "every pixel is 0" in run("warp", shift(tmp_path, 1.0, 2.0), image, "-o", tmp_path / "v.png").stderr
+
+
+def test_beyond_a_label_map_there_is_no_label(tmp_path: Path) -> None:
+    image = write_picture(tmp_path / "labels.png", np.full(SHAPE, 7, np.uint8))
+    run("warp", shift(tmp_path, 0.0, 3.0), image, "-o", tmp_path / "w.png", "--labels")
+    carried = pixels_of(tmp_path / "w.png")
+    assert (carried[:, :-3] == 7).all()
+    assert (carried[:, -3:] == 0).all()
+
+
+def test_palette_labels_are_carried_as_their_indices(tmp_path: Path) -> None:
+    picture = PIL.Image.fromarray(labels_of() % 4, "P")
+    picture.putpalette([10, 20, 30, 200, 100, 0, 5, 5, 250, 9, 9, 9])
+    picture.save(tmp_path / "labels.png")
+    run("warp", shift(tmp_path, 0.0, 0.0), tmp_path / "labels.png", "-o", tmp_path / "w.png", "--labels")
+    np.testing.assert_array_equal(pixels_of(tmp_path / "w.png"), labels_of() % 4)
+
+
 def test_warp_keeps_colours(tmp_path: Path) -> None:
     colours = hot(scan(SHAPE, seed=2))
     image = write_picture(tmp_path / "pet.png", colours)
@@ -575,6 +700,28 @@ def test_warp_of_a_label_volume_s_slice_lands_on_the_fixed_geometry(tmp_path: Pa
     # Column 0 of the fixed grid lies at x = 2 mm and looks 1 mm further: column 3 of the volume.
     expected = labels.T[:, 3:].astype(float)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(written)[:, :-3], expected)
+
+
+def test_what_is_carried_to_a_slice_lies_where_it_does(tmp_path: Path, still: Path) -> None:
+    coronal = np.array([[-1.0, 0, 0, 40], [0, 0, 5.0, -20], [0, 1.2, 0, -38], [0, 0, 0, 1]])
+    images = []
+    for name, seed in (("mri", 0), ("ct", 5)):
+        slices = np.stack([scan((65, 81), seed=seed + k).T for k in range(3)], axis=-1).astype(np.int16)
+        images.append(write_volume(tmp_path / f"{name}.nii.gz", slices, coronal))
+    done = run("fuse", *images, "-o", tmp_path / "out", "--weights", still, "--fixed-slice", 1, "--moving-slice", 1)
+    assert done.exit_code == 0, done.output
+    carried = tmp_path / "w.nii.gz"
+    run("warp", tmp_path / "out" / "deformation.nii.gz", images[1], "-o", carried, "--labels", "--image-slice", 1)
+    whole = sitk.ReadImage(str(images[0]))
+    for path in (carried, tmp_path / "out" / "fused.nii.gz", tmp_path / "out" / "aligned.nii.gz"):
+        written = sitk.ReadImage(str(path))
+        for x, y in ((0, 0), (80, 64)):
+            here, there = (
+                written.TransformIndexToPhysicalPoint((x, y, 0)),
+                whole.TransformIndexToPhysicalPoint((x, y, 1)),
+            )
+            np.testing.assert_allclose(here, there, atol=1e-3)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(carried)))[0], scan((65, 81), seed=6))
 
 
 def test_warp_repeats_what_fuse_did(tmp_path: Path, good: tuple[Path, Path]) -> None:

@@ -117,15 +117,29 @@ def test_optional_columns_have_defaults(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("task,fixed\nct-mri,a.png\n", "no column moving .*found: task, fixed"),
-        ("", "no column fixed, moving, task .*found: none"),
+        ("", "no column task, fixed, moving .*found: none"),
         ("task,fixed,moving\nxray-mri,a,b\n", "line 2: unknown task 'xray-mri'; expected ct-mri, pet-mri, spect-mri"),
         ("task,fixed,moving\nct-mri,a,b\n", "no pairs in split 'val'"),
         ("task,fixed,moving\n", "no pairs in split 'val'"),
+        ("task,fixed,moving\nct-mri,a, \n", "line 2: task, fixed or moving is empty"),
+        ("task,fixed,moving\nct-mri,a,b,c\n", "line 2: 4 cells for 3 columns"),
+        ("task;fixed;moving\nct-mri;a;b\n", "separated by semicolons, expected commas"),
     ],
 )
 def test_a_csv_that_cannot_be_used_is_refused(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=message):
         read_pairs(write(tmp_path / "p.csv", text), split="val")
+
+
+def test_spaces_around_cells_and_names_do_no_harm(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.csv", "task , fixed ,moving, split\nct-mri , a.png , b.png , val \n")
+    assert read_pairs(path) == [Pair("2", "ct-mri", tmp_path / "a.png", tmp_path / "b.png", "val", "")]
+
+
+def test_a_csv_in_another_encoding_is_refused_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes("task,fixed,moving\nct-mri,ä,b\n".encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"p\.csv: not a CSV in UTF-8"):
+        read_pairs(tmp_path / "p.csv")
 
 
 def test_a_missing_csv_is_refused(tmp_path: Path) -> None:

@@ -73,6 +73,25 @@ def test_geometry_refuses_what_is_no_grid(change: dict[str, Any]) -> None:
         dataclasses.replace(FLIPPED, **change)
 
 
+PLACED = dataclasses.replace(
+    FLIPPED, plane="axial", placement=((0.56, 0.78, 0.0, 12.5), (0.42, -1.04, 0.0, -40.0), (0.0, 0.0, 3.0, 70.0))
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"placement": ((1.0, 0.0, 0.0),)},
+        {"placement": ((0.56, 0.78, 0.0, float("nan")), *(PLACED.placement or ())[1:])},
+        {"spacing": (0.7, 1.4)},  # of another grid
+        {"positioned": False},
+    ],
+)
+def test_a_placement_must_fit_its_grid(change: dict[str, Any]) -> None:
+    with pytest.raises(ImageError, match=r"placement .* expected \(3, 4\) finite numbers"):
+        dataclasses.replace(PLACED, **change)
+
+
 def _slice() -> dict[str, Any]:
     return {
         "shape": (40, 50),
@@ -80,6 +99,7 @@ def _slice() -> dict[str, Any]:
         "origin": np.array([-10.0, 20.0, 70.0]),
         "x_axis": np.array([1.0, 0.0, 0.0]),
         "y_axis": np.array([0.0, 1.0, 0.0]),
+        "through": np.array([0.0, 0.0, 3.0]),
     }
 
 
@@ -104,6 +124,8 @@ def test_slice_keeps_its_two_patient_axes(
     axes = {"axial": [0, 1], "coronal": [0, 2], "sagittal": [1, 2]}[plane]
     there = arguments["origin"] + 3 * 0.5 * np.array(x_axis) + 7 * 2.0 * np.array(y_axis)
     np.testing.assert_allclose(geometry.index_to_physical(np.array([7, 3])), there[axes], atol=1e-9)
+    np.testing.assert_allclose(np.asarray(geometry.placement) @ [3, 7, 0, 1], there, atol=1e-9)
+    np.testing.assert_allclose(np.asarray(geometry.placement) @ [3, 7, 2, 1], there + np.array([0, 0, 6]), atol=1e-9)
 
 
 def test_storage_order_does_not_move_the_anatomy_of_a_tilted_slice() -> None:
@@ -174,3 +196,15 @@ def test_one_colour_in_every_pixel_is_constant() -> None:
 def test_array_and_grid_must_agree() -> None:
     with pytest.raises(ImageError, match="on a grid"):
         Image(_ramp(), Geometry.picture((50, 40)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float64"])
+def test_the_stored_type_is_the_array_s_own_unless_told(dtype: str) -> None:
+    values = _ramp().astype(dtype)
+    assert Image(values, Geometry.picture((40, 50))).dtype == dtype
+    assert Image(values, Geometry.picture((40, 50)), dtype="int16").dtype == "int16"
+
+
+def test_a_label_map_may_be_empty() -> None:
+    image = Image(np.zeros((1, 40, 50), np.uint8), Geometry.picture((40, 50)), labels=True)
+    assert (image.array == 0).all()

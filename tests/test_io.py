@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import shutil
 import struct
 import zlib
@@ -28,7 +29,9 @@ from bsafusion.image import Geometry, Image, ImageError, Modality
 from bsafusion.io import (
     COLORMAPS,
     atomic_folder,
+    check_replaceable,
     read_colormap,
+    read_csv,
     read_deformation,
     read_image,
     write_between,
@@ -210,6 +213,116 @@ def test_pages_and_colour_spaces_that_are_refused(tmp_path: Path, rng: np.random
         read_image(tmp_path / "k.png")
 
 
+def _tiff(path: Path, pixels: np.ndarray, *, extra: int | None = None, planar: int = 1, tiled: bool = False) -> Path:
+    """A little-endian TIFF of ``H W [C]`` as numpy holds it, which Pillow would not write."""
+    height, width, samples = (*pixels.shape, 1)[:3]
+    data = (np.moveaxis(pixels, -1, 0) if planar == 2 else pixels).tobytes()
+    kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    tags: dict[int, list[int]] = {256: [width], 257: [height], 258: [8 * pixels.itemsize] * samples, 259: [1]}
+    tags |= {262: [2 if samples >= 3 else 1], 277: [samples], 284: [planar], 339: [kind] * samples}
+    if extra is not None:
+        tags[338] = [extra]
+    chunks = samples if planar == 2 else 1
+    size = len(data) // chunks
+    tags |= {322: [width], 323: [height]} if tiled else {278: [height]}
+    where, counts = (324, 325) if tiled else (273, 279)
+    tags[where], tags[counts] = [8 + k * size for k in range(chunks)], [size] * chunks
+    entries, heap, after = b"", b"", 8 + len(data) + 2 + 12 * len(tags) + 4
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            packed, heap = struct.pack("<I", after + len(heap)), heap + packed
+        entries += struct.pack("<HHI", tag, 4, len(values)) + packed
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    path.write_bytes(head + data + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0) + heap)
+    return path
+
+
+def test_tiffs_made_by_hand_are_read(tmp_path: Path, rng: np.random.Generator) -> None:
+    grey, colour = _grey(rng), _rgb(rng, "uint16")
+    np.testing.assert_array_equal(read_image(_tiff(tmp_path / "a.tif", grey)).array[0], grey)
+    np.testing.assert_array_equal(read_image(_tiff(tmp_path / "c.tif", colour)).array, np.moveaxis(colour, -1, 0))
+
+
+def test_32_bit_tiff_does_not_wrap(tmp_path: Path) -> None:
+    values = np.linspace(0, 2**32 - 256, 48 * 60).astype(np.uint32).reshape(48, 60)
+    image = read_image(_tiff(tmp_path / "a.tif", values))
+    assert image.dtype == "uint32"
+    np.testing.assert_array_equal(image.array[0], values.astype(np.float32))
+    signed = read_image(_tiff(tmp_path / "s.tif", values.view(np.int32)))
+    np.testing.assert_array_equal(signed.array[0], values.view(np.int32).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "uint64"])
+def test_a_tiff_s_pixel_type_is_named_where_it_cannot_be_read(tmp_path: Path, dtype: str) -> None:
+    path = _tiff(tmp_path / "a.tif", np.eye(48, 60, dtype=dtype))
+    with pytest.raises(
+        ImageError, match=rf"^a\.tif: TIFF of {dtype} pixels; expected uint8, uint16 or float32; convert"
+    ):
+        read_image(path)
+
+
+@pytest.mark.parametrize("options", [{"planar": 2}, {"tiled": True}])
+def test_deep_colour_in_tiles_or_planes_is_refused_as_such(
+    tmp_path: Path, rng: np.random.Generator, options: dict[str, Any]
+) -> None:
+    array = rng.integers(0, 65535, (64, 64, 3), dtype=np.uint16)
+    with pytest.raises(ImageError, match=r"16-bit colour TIFF in tiles or separate planes; .* save it as PNG"):
+        read_image(_tiff(tmp_path / "a.tif", array, **options))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize(("samples", "extra"), [(2, 0), (2, None), (4, 0)])
+def test_no_channel_is_lost(
+    tmp_path: Path, rng: np.random.Generator, samples: int, extra: int | None, dtype: str
+) -> None:
+    array = rng.integers(0, 255, (48, 60, samples)).astype(dtype)
+    with pytest.raises(ImageError, match=rf"TIFF with {samples} channels; expected 1 \(grey\) or 3 \(RGB\)"):
+        read_image(_tiff(tmp_path / "a.tif", array, extra=extra))
+
+
+def test_a_folder_without_a_name_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImageError, match=r"^\.: is a folder"):
+        read_image(".")
+
+
+# --- labels
+
+
+def test_labels_of_a_palette_are_its_indices(tmp_path: Path, rng: np.random.Generator) -> None:
+    indices = rng.integers(0, 3, (48, 60), dtype=np.uint8)
+    palette = PIL.Image.fromarray(indices).convert("P")
+    palette.putpalette([10, 20, 30, 200, 100, 0, 5, 5, 250])
+    palette.putdata(indices.ravel().tolist())
+    palette.save(tmp_path / "p.png", transparency=0)
+    image = read_image(tmp_path / "p.png", labels=True)
+    np.testing.assert_array_equal(image.array, indices[None])
+    PIL.Image.fromarray(indices > 0).save(tmp_path / "one.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "one.png", labels=True).array[0], indices > 0)
+
+
+def test_an_empty_label_slice_is_fine(tmp_path: Path) -> None:
+    PIL.Image.fromarray(np.zeros((48, 60), np.uint8)).save(tmp_path / "a.png")
+    assert not read_image(tmp_path / "a.png", labels=True).array.any()
+    with pytest.raises(ImageError, match="every pixel is 0"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("label", "dtype"), [(2**24 + 1, "int32"), (-(2**24) - 1, "int64"), (2**60 + 1, "int64"), (0.1, "float64")]
+)
+def test_labels_that_would_change_are_refused(tmp_path: Path, label: float, dtype: str) -> None:
+    array = np.zeros((60, 48, 1), dtype)
+    array[3, 4] = 2**24 if dtype != "float64" else 7
+    nib.save(nib.Nifti1Image(array, np.eye(4), dtype=dtype), tmp_path / "a.nii")
+    assert read_image(tmp_path / "a.nii", labels=True).array[0, 4, 3] == array[3, 4, 0]
+    array[5, 6] = label
+    nib.save(nib.Nifti1Image(array, np.eye(4), dtype=dtype), tmp_path / "b.nii")
+    with pytest.raises(ImageError, match=rf"^b\.nii: label {label} of {dtype} would not keep .* 16777216; renumber"):
+        read_image(tmp_path / "b.nii", labels=True)
+
+
 # --- NIfTI
 
 
@@ -314,6 +427,14 @@ def test_nifti_scaling_rgb_and_version_2(tmp_path: Path, rng: np.random.Generato
     assert image.dtype == "uint8"
     for channel, name in zip(image.array, "RGB", strict=True):
         np.testing.assert_array_equal(channel, rgb[name].T)
+
+
+def test_pairs_of_files_are_refused_as_such(tmp_path: Path, rng: np.random.Generator) -> None:
+    nib.save(nib.Nifti1Pair(rng.random((60, 50)), np.eye(4)), tmp_path / "a.img")
+    nib.save(nib.AnalyzeImage(rng.random((60, 50)).astype(np.float32), np.eye(4)), tmp_path / "old.img")
+    for name in ("a.hdr", "a.img", "old.hdr", "old.img"):
+        with pytest.raises(ImageError, match=rf"^{name}: is half of a \.hdr/\.img pair; expected a single \.nii"):
+            read_image(tmp_path / name)
 
 
 def test_nifti_that_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -527,6 +648,85 @@ def test_nifti_image_round_trip(tmp_path: Path, rng: np.random.Generator, geomet
     np.testing.assert_allclose(image.geometry.matrix(), geometry.matrix(), atol=1e-5)
 
 
+AXES = {
+    "axial": ((-0.7, 0, 0), (0, 1.3, 0), (0, 0, 4)),
+    "coronal": ((0.7, 0, 0), (0, 0, -1.3), (0, 4, 0)),
+    "sagittal": ((0, 0.7, 0), (0, 0, 1.3), (-4, 0, 0)),
+    "oblique": ((0.7, 0, 0), (0, 1.3 * math.cos(0.2), 1.3 * math.sin(0.2)), (0, -4 * math.sin(0.2), 4 * math.cos(0.2))),
+}
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("name", AXES)
+def test_what_is_written_on_a_slice_s_grid_lies_on_that_slice(
+    tmp_path: Path, rng: np.random.Generator, name: str, depth: int
+) -> None:
+    index = depth - 1
+    affine = _affine(*AXES[name], (10, 20, 30))
+    _save_nifti(tmp_path / "fixed.nii", rng.normal(size=(60, 48, depth)).astype(np.float32), affine)
+    fixed = read_image(tmp_path / "fixed.nii", slice_index=index if depth > 1 else None)
+    write_image(tmp_path / "a.nii.gz", fixed)
+    write_image(tmp_path / "c.nii.gz", np.moveaxis(_rgb(rng), -1, 0), geometry=fixed.geometry, value_range=(0, 255))
+    whole = sitk.ReadImage(str(tmp_path / "fixed.nii"))
+    for file in ("a.nii.gz", "c.nii.gz"):
+        written = nib.load(tmp_path / file)
+        assert written.shape == (60, 48, 1)
+        np.testing.assert_allclose(written.affine @ [7, 9, 0, 1], affine @ [7, 9, index, 1], atol=1e-4)
+        np.testing.assert_allclose(written.affine[:, 2], affine[:, 2], atol=1e-5)
+        for form in (written.get_qform(), written.get_sform()):
+            np.testing.assert_allclose(form, written.affine, atol=1e-4)
+        theirs = sitk.ReadImage(str(tmp_path / file))
+        assert theirs.GetSize() == (60, 48, 1)
+        there = whole.TransformIndexToPhysicalPoint((7, 9, index))
+        np.testing.assert_allclose(theirs.TransformIndexToPhysicalPoint((7, 9, 0)), there, atol=1e-4)
+        back = read_image(tmp_path / file)
+        assert back.geometry.plane == fixed.geometry.plane
+        np.testing.assert_allclose(back.geometry.matrix(), fixed.geometry.matrix(), atol=1e-5)
+        np.testing.assert_allclose(back.geometry.placement, fixed.geometry.placement, atol=1e-5)
+        assert back.meta["slice_position_mm"] == pytest.approx(fixed.meta["slice_position_mm"], abs=2e-3)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nii.gz").array, fixed.array)
+
+
+def test_the_axis_that_is_sliced_may_be_any(tmp_path: Path, rng: np.random.Generator) -> None:
+    affine = _affine((-0.7, 0, 0), (0, 5, 0), (0, 0, 1.3), (10, 20, 30))
+    _save_nifti(tmp_path / "fixed.nii", rng.normal(size=(60, 1, 48)).astype(np.float32), affine)
+    fixed = read_image(tmp_path / "fixed.nii")
+    write_image(tmp_path / "a.nii.gz", fixed)
+    written = nib.load(tmp_path / "a.nii.gz")
+    assert (written.shape, fixed.geometry.plane) == ((60, 48, 1), "coronal")
+    np.testing.assert_allclose(written.affine @ [7, 9, 0, 1], affine @ [7, 0, 9, 1], atol=1e-4)
+    theirs, whole = (sitk.ReadImage(str(tmp_path / name)) for name in ("a.nii.gz", "fixed.nii"))
+    np.testing.assert_allclose(
+        theirs.TransformIndexToPhysicalPoint((7, 9, 0)), whole.TransformIndexToPhysicalPoint((7, 0, 9)), atol=1e-4
+    )
+
+
+def test_a_dicom_slice_s_place_is_written(tmp_path: Path) -> None:
+    for name in ("CT_small.dcm", "MR_small.dcm"):
+        fixed = read_image(DICOM_FILES / name)
+        write_image(tmp_path / "a.nii.gz", fixed)
+        theirs, source = sitk.ReadImage(str(tmp_path / "a.nii.gz")), sitk.ReadImage(str(DICOM_FILES / name))
+        for index in ((0, 0, 0), (31, 7, 0)):
+            expected = source.TransformIndexToPhysicalPoint(index)
+            np.testing.assert_allclose(theirs.TransformIndexToPhysicalPoint(index), expected, atol=1e-3)
+        assert theirs.GetSpacing()[2] == pytest.approx(float(pydicom.dcmread(DICOM_FILES / name).SliceThickness))
+
+
+def test_a_field_on_a_slice_stays_two_dimensional(tmp_path: Path, rng: np.random.Generator) -> None:
+    affine = _affine((0.7, 0, 0), (0, 0, -1.3), (0, 4, 0), (10, 20, 30))
+    _save_nifti(tmp_path / "fixed.nii", rng.normal(size=(60, 48, 1)).astype(np.float32), affine)
+    geometry = read_image(tmp_path / "fixed.nii").geometry
+    write_deformation(tmp_path / "d.nii.gz", _field(geometry))
+    reference = sitk.ReadImage(str(tmp_path / "d.nii.gz"))
+    assert reference.GetSize() == (60, 48)
+    np.testing.assert_allclose(reference.TransformIndexToPhysicalPoint((7, 9)), (-10 - 4.9, 30 - 11.7), atol=1e-4)
+    vectors = sitk.GetArrayFromImage(reference)
+    np.testing.assert_array_equal(vectors[..., 0], np.asarray(nib.load(tmp_path / "d.nii.gz").dataobj)[:, :, 0, 0, 0].T)
+    back = read_deformation(tmp_path / "d.nii.gz")
+    assert back.geometry.placement == geometry.placement  # what it carries can be written where the slice lies
+    torch.testing.assert_close(back.displacement, _field(geometry).displacement, atol=1e-5, rtol=0)
+
+
 def test_nifti_colour_and_volume(tmp_path: Path, rng: np.random.Generator) -> None:
     rgb = np.moveaxis(_rgb(rng), -1, 0)
     write_image(tmp_path / "c.nii.gz", rgb / 255, geometry=FLIPPED, value_range=(0, 1))
@@ -620,6 +820,73 @@ def test_atomic_folder(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="is a file"), atomic_folder(out / "other.txt"):
         pass
     assert [path.name for path in out.parent.iterdir()] == ["result"]
+
+
+def test_a_folder_that_cannot_be_replaced_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "result"
+    with atomic_folder(out) as folder:
+        (folder / "report.json").write_text("old")
+    moved = os.replace
+
+    def busy(source: Path, target: Path) -> None:
+        if target == out and (Path(source) / "report.json").read_text() == "new":
+            raise OSError(16, "busy")
+        moved(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    with pytest.raises(OSError, match="busy"), atomic_folder(out, overwrite=True) as folder:
+        (folder / "report.json").write_text("new")
+    assert (out / "report.json").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_folders_that_cannot_be_made_are_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path)
+    check_replaceable(tmp_path / "new" / "deep")
+    with pytest.raises(FileExistsError, match="link is a file or a link"):
+        check_replaceable(tmp_path / "link")
+    with pytest.raises(NotADirectoryError, match="file is a file; expected a folder"):
+        check_replaceable(tmp_path / "file" / "a" / "b")
+    with monkeypatch.context() as patched:
+        patched.setattr(os.path, "ismount", lambda path: path == tmp_path / "disk")
+        with pytest.raises(FileExistsError, match=r"disk is a mount point, .*; choose a folder in it"):
+            check_replaceable(tmp_path / "disk")
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    with pytest.raises(PermissionError, match=rf"{tmp_path} may not be written to; .* choose another path"):
+        check_replaceable(tmp_path / "new" / "deep")
+
+
+# --- tables
+
+
+def _table(path: Path, content: str | bytes) -> list[tuple[int, dict[str, str]]]:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_csv(path, what="list", columns="id,file[,task]", error=KeyError)  # type: ignore[arg-type]
+
+
+def test_tables_are_read_without_spaces_marks_and_empty_ends(tmp_path: Path) -> None:
+    text = '\ufeff id , file,task ,ward\n\n a , "b,c" ,\n d,e, f ,g,,\n'
+    assert _table(tmp_path / "t.csv", text) == [
+        (3, {"id": "a", "file": "b,c", "task": "", "ward": ""}),
+        (4, {"id": "d", "file": "e", "task": "f", "ward": "g"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("id;file\na;b\n", "separated by semicolons, expected commas"),
+        ("id\tfile\na\tb\n", "separated by tabs, expected commas"),
+        ("id,file\na,\xe4\n".encode("latin-1"), "not a CSV in UTF-8 .* expected columns id,file"),
+        ("id,file\na,b,c\n", "line 2: 3 cells for 2 columns; expected one a column"),
+        ("id,file,id\na,b,c\n", "column id stands twice"),
+        ("id\na\n", r"no column file \(found: id\); add it"),
+    ],
+)
+def test_tables_that_cannot_be_read_say_why(tmp_path: Path, content: str | bytes, said: str) -> None:
+    with pytest.raises(KeyError, match=rf"t\.csv.*{said}"):
+        _table(tmp_path / "t.csv", content)
 
 
 # --- deformation fields

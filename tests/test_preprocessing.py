@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from bsafusion.deformation import DeformationField, warp
 from bsafusion.image import Geometry, Image, ImageError
+from bsafusion.io import read_image, write_image
 from bsafusion.preprocessing import (
     GridMatch,
     IntensityScaling,
@@ -22,7 +24,9 @@ from bsafusion.preprocessing import (
     match_grids,
     resample_to_grid,
     total_field,
+    white_level,
 )
+from bsafusion.scoring import STRETCHED, grey_levels
 
 AXIAL = Geometry((64, 80), (1.0, 1.0), (-40.0, -32.0), ((1.0, 0.0), (0.0, 1.0)), plane="axial")
 
@@ -63,13 +67,48 @@ def test_auto_intensity_is_minmax_for_pictures_and_robust_for_scans() -> None:
     array = np.full((1, 100, 100), -2000.0, np.float32)
     array[0, 20:80] = np.linspace(-1000, 1000, 6000).reshape(60, 100)
     array[0, 50, 50] = 30000
-    picture = Image(array, Geometry.picture((100, 100)), dtype="uint8")
-    assert fit_intensity(picture) == IntensityScaling(-2000, 30000)
+    picture = Image(array + 2000, Geometry.picture((100, 100)), dtype="uint16")
+    assert fit_intensity(picture) == IntensityScaling(0, 32000)
     scan = Image(array, dataclasses.replace(AXIAL, shape=(100, 100)), dtype="int16")
     fitted = fit_intensity(scan)
     assert -1000 <= fitted.low < -990
     assert 990 < fitted.high <= 1000
     assert fit_intensity(scan, method="minmax") == IntensityScaling(-2000, 30000)
+
+
+MM = dataclasses.replace(AXIAL, shape=(40, 40))
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "geometry", "kind", "white"),
+    [
+        (1, "uint8", Geometry.picture((40, 40)), "PNG", 255),
+        (1, "uint16", Geometry.picture((40, 40)), "", 65535),
+        (1, "float32", Geometry.picture((40, 40)), "TIFF", None),
+        (1, "uint16", Geometry.picture((40, 40)), "DICOM", None),  # unsigned integers of a scanner, without spacing
+        (1, "uint8", MM, "", None),
+        (3, "uint8", MM, "NIfTI", 255),
+    ],
+)
+def test_one_decision_on_what_is_a_picture(
+    channels: int, dtype: str, geometry: Geometry, kind: str, white: float | None
+) -> None:
+    array = np.random.default_rng(0).integers(10, 200, (channels, 40, 40)).astype(np.float32)
+    array[0, 5, 5] = 205
+    image = Image(array, geometry, dtype=dtype, meta={"format": kind})
+    assert white_level(image) == white
+    assert (grey_levels(image)[1] == STRETCHED) == (white is None)
+    assert (fit_intensity(image) == IntensityScaling(10, 205)) == (white is not None)
+    below = Image(array - 11, geometry, dtype=dtype, meta={"format": kind})
+    assert white_level(below) is None
+
+
+def test_an_array_and_the_same_file_are_scaled_alike(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (1, 40, 40), dtype=np.uint8)
+    array[0, :30] //= 4
+    write_image(tmp_path / "a.png", array, value_range=(0, 255))
+    image = Image(array, Geometry.picture((40, 40)))
+    assert fit_intensity(image) == fit_intensity(read_image(tmp_path / "a.png"))
 
 
 def test_a_mask_has_a_range_too() -> None:

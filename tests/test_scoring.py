@@ -254,6 +254,8 @@ def test_a_table_is_relative_to_itself(tmp_path: Path) -> None:
         ("id,fixed,moving,fused\na,b,c,d\na,b,c,d\n", "line 3: id 'a' stands twice"),
         ("id,fixed,moving,fused,task\na,b,c,d,all\n", "a task is called 'all'"),
         (b"\x89PNG\r\n\x1a\n\xff\xff", "not a CSV in UTF-8"),
+        ("id,fixed,moving,fused\na,b,c,d,e\n", "line 2: 5 cells for 4 columns"),
+        ("id\tfixed\tmoving\tfused\na\tb\tc\td\n", "separated by tabs, expected commas"),
     ],
 )
 def test_a_malformed_table_exits_2_with_one_line(tmp_path: Path, text: str | bytes, message: str) -> None:

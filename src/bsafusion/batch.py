@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 from bsafusion.datasets import TASKS
-from bsafusion.pipeline import AUTO, FuseOptions, Model, RequestError, fuse, versions
+from bsafusion.io import check_replaceable, read_csv
+from bsafusion.pipeline import AUTO, FILES, FuseOptions, Model, RequestError, fuse, versions
 from bsafusion.weights import file_sha256
 
 Outcome = Literal["ok", "suspect", "skipped", "failed"]
@@ -39,27 +40,14 @@ def read_manifest(path: Path) -> list[Row]:
     """Rows of a CSV with columns ``id,fixed,moving[,task]``; image paths are relative to the CSV.
 
     Raises:
-        RequestError: the file, a column or an id is missing, an id is used twice or is no folder name, or a task is
-            unknown. Images are not looked at: a row whose image is missing fails alone.
+        RequestError: :func:`bsafusion.io.read_csv` cannot read the file, an id is missing, used twice or no folder
+            name, or a task is unknown. Images are not looked at: a row whose image is missing fails alone.
     """
-    if not path.is_file():
-        raise RequestError(f"{path}: no such manifest; expected a CSV with columns id,fixed,moving[,task]")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle, skipinitialspace=True)
-            missing = {"id", "fixed", "moving"} - set(reader.fieldnames or ())
-            if missing:
-                found = ", ".join(reader.fieldnames or ()) or "none"
-                raise RequestError(
-                    f"{path}: no column {', '.join(sorted(missing))} (found: {found}); add it to the header"
-                )
-            lines = [(reader.line_num, line) for line in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"{path}: not a CSV in UTF-8 ({error}); expected columns id,fixed,moving[,task]") from error
+    lines = read_csv(path, what="manifest", columns="id,fixed,moving[,task]", error=RequestError)
     rows: dict[str, Row] = {}
     for number, line in lines:
         where = f"{path}, line {number}"
-        name, task = (line["id"] or "").strip(), (line.get("task") or AUTO).strip().lower()
+        name, task = line["id"], (line.get("task") or AUTO).lower()
         if not line["fixed"] or not line["moving"]:
             raise RequestError(f"{where}: fixed or moving is empty; expected a path in each")
         if not name or name in (".", "..") or Path(name).name != name or name.startswith("."):
@@ -97,7 +85,10 @@ def done_before(row: Row, folder: Path, model: Model, wanted: FuseOptions) -> di
 
 
 def run_batch(rows: list[Row], out: Path, model: Model, options: FuseOptions | None = None) -> Iterator[RowResult]:
-    """Fuse every row into ``out/<id>``, all with the same options; yields as it goes, one result a row."""
+    """Fuse every row into ``out/<id>``, all with the same options; yields as it goes, one result a row.
+
+    An earlier result of a row that fails is set aside as ``out/<id>.outdated``: nobody is to take it for the new one.
+    """
     options = options or FuseOptions()
     for row in rows:
         folder = out / row.id
@@ -105,9 +96,24 @@ def run_batch(rows: list[Row], out: Path, model: Model, options: FuseOptions | N
             if (report := done_before(row, folder, model, options)) is not None:
                 yield RowResult(row.id, "skipped", "; ".join(report["reasons"]))
                 continue
+            check_replaceable(folder, overwrite=True, holds=FILES)
             result = fuse(row.fixed, row.moving, task=row.task, model=model, **asdict(options))
             result.save(folder, overwrite=True)
         except Exception as error:  # whatever a row's files bring about, the others are to be tried
-            yield RowResult(row.id, "failed", " ".join(str(error).split()) or type(error).__name__)
+            message = " ".join(str(error).split()) or type(error).__name__
+            yield RowResult(row.id, "failed", message + _set_aside(folder))
         else:
             yield RowResult(row.id, "suspect" if result.status == "suspect" else "ok", "; ".join(result.reasons))
+
+
+def _set_aside(folder: Path) -> str:
+    """Give an earlier result another name, if there is one; what to say of it."""
+    if folder.is_symlink() or not (folder / "report.json").is_file():
+        return ""
+    names = (folder.with_name(f"{folder.name}.outdated{number or ''}") for number in count())
+    aside = next(path for path in names if not path.exists())
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        return f"; {folder} is an earlier result and could not be renamed ({error.strerror}); do not use it"
+    return f"; its earlier result is now {aside.name}"

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a result is missing or failed, 2 the request was wrong.
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,7 +71,14 @@ def _one_line_errors() -> Iterator[None]:
         raise
     except (KeyboardInterrupt, BrokenPipeError):
         raise typer.Exit(130) from None
-    except (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+    except (
+        ValueError,
+        FileExistsError,
+        FileNotFoundError,
+        NotADirectoryError,
+        IsADirectoryError,
+        PermissionError,
+    ) as error:
         _complain(error)
         raise typer.Exit(2) from error
     except (OSError, RuntimeError, ArithmeticError, MemoryError) as error:
@@ -114,7 +122,9 @@ def fuse(
         from dataclasses import asdict
 
         from bsafusion import pipeline
+        from bsafusion.io import check_replaceable
 
+        check_replaceable(out, overwrite=overwrite, holds=pipeline.FILES)
         pipeline.check_task(task)
         options = pipeline.FuseOptions(
             fusion, blend, colormap, weight_fixed, aligned, align_only=no_fuse, refine=refine, mirrored=mirrored
@@ -130,9 +140,9 @@ def fuse(
 
 def _check_folder(out: Path) -> None:
     """Before any work, not after it: whether ``out`` is a folder or can become one."""
-    for path in (out, *out.parents):
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"{path} is a file; expected a folder for the result; choose another path")
+    from bsafusion.io import check_writable
+
+    check_writable(out)
 
 
 def _say(result: FusionResult, out: Path, seconds: float) -> None:
@@ -215,15 +225,17 @@ def warp(
         from bsafusion.preprocessing import apply_field
 
         field = read_deformation(deformation)
-        source = read_image(image, slice_index=image_slice)
+        source = read_image(image, slice_index=image_slice, labels=labels)
         carried = apply_field(field, source, nearest=labels)
+        low, high = float(source.array.min()), float(source.array.max())
         depth: Any = source.dtype
+        if labels and depth not in ("uint8", "uint16") and not (source.array % 1).any():
+            depth = "uint8" if high <= 255 else "uint16"  # whole numbers, whatever type they were stored in
         largest = {"uint8": 255.0, "uint16": 65535.0}.get(depth)
         volume = out.name.lower().endswith(".nii.gz")
-        low, high = float(source.array.min()), float(source.array.max())
         if not volume and (largest is None or low < 0 or high > largest):
             raise ValueError(
-                f"{out.name}: {depth} values {low:g} to {high:g} do not fit a picture; write .nii.gz instead"
+                f"{out.name}: {source.dtype} values {low:g} to {high:g} do not fit a picture; write .nii.gz instead"
             )
         spread = None if largest is None else (0.0, largest)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -379,7 +391,9 @@ def evaluate(
     split_by: Annotated[
         str, typer.Option(help="slice: the split of PAIRS; case: also train without the patients that are tested.")
     ] = "slice",
-    folds: Annotated[int, typer.Option(help="Of the patients, with --split-by case.")] = 3,
+    folds: Annotated[
+        int | None, typer.Option(help="Of the patients, with --split-by case. [default: 3]", show_default=False)
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="With --split-by case: an option of its trainings as PATH=VALUE, as in train."),
@@ -391,10 +405,7 @@ def evaluate(
 ) -> None:
     """Compare weights and classical registration on PAIRS, misaligned by known fields. Run it again to go on."""
     with _one_line_errors():
-        if split_by not in ("slice", "case"):
-            raise ValueError(f"--split-by {split_by!r}: expected slice or case")
-        if set_ and split_by != "case":
-            raise ValueError("--set shapes the trainings of --split-by case; leave it out, or split by case")
+        _check_split_by(split_by, folds, set_, methods, {"--weights": weights, "--fused": fused, "--python": python})
         from bsafusion import evaluation
         from bsafusion.benchmark import Benchmark, EvaluationCfg
 
@@ -427,7 +438,10 @@ def evaluate(
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             advance = _counters(progress)
             notes = []
-            of_folds = _predict_folds(benchmark, out, folds, set_ or [], device, advance) if split_by == "case" else []
+            of_folds = []
+            if split_by == "case":
+                count = 3 if folds is None else folds
+                of_folds = _predict_folds(benchmark, out, count, set_ or [], device, advance)
             left_out = evaluation.predict_methods(benchmark, out, chosen, device=device, on_case=advance)
             chosen = [*of_folds, *chosen]
             for name, reason in left_out.items():
@@ -442,6 +456,23 @@ def evaluate(
 
         typer.echo(write_report(benchmark, out, chosen, rows, notes))
         typer.echo(f"\n{out / 'report.html'}")
+
+
+def _check_split_by(
+    split_by: str, folds: int | None, set_: list[str] | None, methods: str | None, others: dict[str, list[str] | None]
+) -> None:
+    """Refuse options of ``evaluate`` that would have no effect; ``others`` name what is compared beside the folds."""
+    if split_by not in ("slice", "case"):
+        raise ValueError(f"--split-by {split_by!r}: expected slice or case")
+    for option, given in (("--set", bool(set_)), ("--folds", folds is not None)):
+        if given and split_by != "case":
+            raise ValueError(f"{option} shapes the trainings of --split-by case; leave it out, or split by case")
+    unused = [option for option, given in others.items() if given]
+    if unused and split_by == "case" and methods is None:
+        raise ValueError(
+            "--split-by case compares its own trainings alone unless --methods names others; add --methods, or leave "
+            f"{', '.join(unused)} out"
+        )
 
 
 def _counters(progress: Any) -> Callable[[str], None]:
@@ -576,7 +607,7 @@ def view(
         try:
             from bsafusion.viewer import server
         except ModuleNotFoundError as error:
-            raise ValueError(f'{error.name} is not installed; pip install "bsafusion[viewer]"') from error
+            raise ValueError(f'{error.name} is not installed; pip install ".[viewer]" in the clone') from error
         from bsafusion.report import NOT_CLINICAL
 
         cfg = server.ViewerCfg(roots=tuple(results or ()), weights=weights, device=device)
@@ -621,9 +652,15 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fal
         typer.echo(f"\nsamples {samples}")
 
 
+def _terminated(number: int, _frame: Any) -> None:
+    """End as on an interruption, so that what is half written is removed; the code is the one a shell shows."""
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
     """Entry point of the ``bsafusion`` command."""
     keep_freed_memory()
+    signal.signal(signal.SIGTERM, _terminated)
     app(prog_name="bsafusion")
 
 

@@ -8,7 +8,6 @@ again.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -23,13 +22,16 @@ from torch import Tensor
 from bsafusion.colour import split_colour
 from bsafusion.deformation import affine_field, compose, warp
 from bsafusion.image import Geometry, Image, Modality, luma_of
-from bsafusion.io import read_image
+from bsafusion.io import read_csv, read_image
 from bsafusion.metrics import head_mask
 from bsafusion.models.representation import MODALITIES
 from bsafusion.preprocessing import fit_intensity, match_grids, resample_to_grid
 
 TASKS = {"ct-mri": Modality.CT, "pet-mri": Modality.PET, "spect-mri": Modality.SPECT}
 """Task names and the modality of their moving image; MRI is fixed."""
+
+
+_COLUMNS = "task,fixed,moving[,id,slice,split,case]"
 
 
 class DatasetError(ValueError):
@@ -52,28 +54,19 @@ def read_pairs(path: Path, *, split: str | None = None) -> list[Pair]:
     """Rows of a CSV with columns ``fixed``, ``moving`` and ``task`` (``slice`` or ``id``, ``split``, ``case``
     if there are).
 
-    Image paths are relative to the CSV. Raises :class:`DatasetError` for a missing file, column or task.
+    Image paths are relative to the CSV. Raises :class:`DatasetError` for a CSV that :func:`bsafusion.io.read_csv`
+    cannot read, an empty cell or an unknown task.
     """
-    if not path.is_file():
-        raise DatasetError(
-            f"{path}: no such pairs CSV; expected a file with columns task, fixed, moving[, split, case]"
-        )
-    with path.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle)
-        missing = {"task", "fixed", "moving"} - set(reader.fieldnames or ())
-        if missing:
-            found = ", ".join(reader.fieldnames or ()) or "none"
-            raise DatasetError(f"{path}: no column {', '.join(sorted(missing))} (found: {found}); add it to the header")
-        pairs = []
-        for number, row in enumerate(reader, start=2):
-            if not all(row[column] for column in ("task", "fixed", "moving")):
-                raise DatasetError(f"{path}, line {number}: task, fixed or moving is empty; fill in all three")
-            task = row["task"].lower()
-            if task not in TASKS:
-                raise DatasetError(f"{path}, line {number}: unknown task {row['task']!r}; expected {', '.join(TASKS)}")
-            name = row.get("id") or row.get("slice") or str(number)
-            files = (path.parent / row["fixed"], path.parent / row["moving"])
-            pairs.append(Pair(name, task, *files, row.get("split") or "train", row.get("case") or ""))
+    pairs = []
+    for number, row in read_csv(path, what="pairs CSV", columns=_COLUMNS, error=DatasetError):
+        if not all(row[column] for column in ("task", "fixed", "moving")):
+            raise DatasetError(f"{path}, line {number}: task, fixed or moving is empty; fill in all three")
+        task = row["task"].lower()
+        if task not in TASKS:
+            raise DatasetError(f"{path}, line {number}: unknown task {row['task']!r}; expected {', '.join(TASKS)}")
+        name = row.get("id") or row.get("slice") or str(number)
+        files = (path.parent / row["fixed"], path.parent / row["moving"])
+        pairs.append(Pair(name, task, *files, row.get("split") or "train", row.get("case") or ""))
     chosen = [p for p in pairs if split is None or p.split == split]
     if not chosen:
         raise DatasetError(f"{path}: no pairs{f' in split {split!r}' if split else ''}; check the split column")

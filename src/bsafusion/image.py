@@ -66,6 +66,8 @@ class Geometry:
         plane: ``axial``, ``coronal`` or ``sagittal`` for a slice whose orientation in the patient is known.
             The two physical axes are then (L, P), (L, S) or (P, S).
         positioned: origin and direction came from the file, not only the spacing.
+        placement: of a slice with a place in the patient: the rows of the ``(3, 4)`` matrix from index (x, y, slice)
+            to LPS mm. It tells viewers where the slice lies; all computation is in the plane.
 
     Raises:
         ImageError: the values do not describe a grid.
@@ -78,6 +80,7 @@ class Geometry:
     physical: bool = True
     plane: str | None = None
     positioned: bool = True
+    placement: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         dimensions = len(self.shape)
@@ -97,6 +100,7 @@ class Geometry:
         if not np.allclose(matrix @ matrix.T, np.eye(dimensions), atol=1e-3):
             raise ImageError(f"direction {self.direction}; expected orthonormal axes; resample the image first")
         self._check_kind(matrix)
+        self._check_placement()
 
     def _check_kind(self, matrix: NDArray[np.float64]) -> None:
         if self.plane is not None and (self.plane not in PLANE_NORMALS or len(self.shape) != 2):
@@ -111,6 +115,17 @@ class Geometry:
             raise ImageError(
                 f"a picture with spacing {self.spacing}, origin {self.origin}, plane {self.plane}; expected "
                 "pixel units: use Geometry.picture(shape), or physical=True for millimetres"
+            )
+
+    def _check_placement(self) -> None:
+        if self.placement is None:
+            return
+        placement = np.asarray(self.placement, dtype=np.float64)
+        fits = placement.shape == (3, 4) and len(self.shape) == 2 and self.positioned and np.isfinite(placement).all()
+        if not fits or not np.allclose(np.linalg.norm(placement[:, :2], axis=0), self.spacing, rtol=1e-3):
+            raise ImageError(
+                f"placement {self.placement} of a grid {self.shape} with spacing {self.spacing}; expected (3, 4) "
+                "finite numbers for a positioned 2-D grid of that spacing; leave it out"
             )
 
     @classmethod
@@ -157,6 +172,7 @@ def slice_geometry(
     origin: NDArray[Any],
     x_axis: NDArray[Any],
     y_axis: NDArray[Any],
+    through: NDArray[Any],
 ) -> tuple[Geometry, float, float]:
     """The 2-D geometry of one slice of a 3-D space.
 
@@ -170,6 +186,7 @@ def slice_geometry(
         origin: ``(3,)`` LPS mm of the first sample.
         x_axis: ``(3,)`` LPS direction in which the column index grows.
         y_axis: ``(3,)`` LPS direction in which the row index grows.
+        through: ``(3,)`` LPS mm to the next slice; only for :attr:`Geometry.placement`.
 
     Returns:
         The geometry, the tilt of the slice out of its plane in degrees, and where its centre lies along the normal of
@@ -206,6 +223,7 @@ def slice_geometry(
         origin=tuple(float(value) for value in centre - direction @ to_centre),
         direction=_as_direction(direction),
         plane=plane,
+        placement=_as_direction(np.column_stack([axes * np.asarray(spacing), through, origin])),
     )
     return geometry, tilt, float(in_space[PLANE_NORMALS[plane]])
 
@@ -219,9 +237,11 @@ class Image:
         geometry: of the grid ``*S``.
         modality: what kind of scan it is.
         dtype: the file's pixel type, as numpy names it, for writing it back; a float where the file scales its values.
+            That of ``array`` as it was given, when left out.
         source: the file's name, without its folder.
         sha256: of the file, if there was one.
         meta: further facts about the file; never anything that identifies the patient.
+        labels: its values are names, so it may be constant.
 
     Raises:
         ImageError: the array is empty, constant, not finite, of the wrong shape, or (2-D) smaller than 32 or
@@ -231,12 +251,14 @@ class Image:
     array: NDArray[np.float32]
     geometry: Geometry
     modality: Modality = Modality.UNKNOWN
-    dtype: str = "float32"
+    dtype: str = ""
     source: str = ""
     sha256: str | None = None
     meta: Mapping[str, str | float] = field(default_factory=dict)
+    labels: bool = False
 
     def __post_init__(self) -> None:
+        given = np.asarray(self.array).dtype.name
         with np.errstate(over="ignore"):
             array = np.array(self.array, dtype=np.float32)
         if array.ndim < 1 or array.shape[0] not in (1, 3) or array.shape[1:] != self.geometry.shape:
@@ -251,13 +273,14 @@ class Image:
                 "values; replace them by the background"
             )
         channels = array.reshape(len(array), -1)
-        if (channels.min(axis=1) == channels.max(axis=1)).all():
+        if not self.labels and (channels.min(axis=1) == channels.max(axis=1)).all():
             raise ImageError(
                 f"every pixel is {array.flat[0]:g}; expected an image with content; check the export "
                 "or choose another slice"
             )
         array.flags.writeable = False
         object.__setattr__(self, "array", array)
+        object.__setattr__(self, "dtype", self.dtype or given)
         object.__setattr__(self, "meta", dict(self.meta))
 
     def luma(self) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ or not at all.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import json
@@ -14,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import struct
 import warnings
 import zlib
 from collections.abc import Collection, Iterator
@@ -49,6 +51,9 @@ COLORMAPS = {
 }
 """The well-known colour palettes of DICOM (PS3.6, annex B) with their identifiers."""
 
+LARGEST_LABEL = 2**24
+"""Up to here every whole number is a float32."""
+
 _HEAD_BYTES = 544
 _NIFTI_HEADER_BYTES = 540
 _OTHER_FORMATS = {
@@ -67,6 +72,7 @@ _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # NIfTI-1 keeps 80 bytes of free text: what a 4x4 matrix cannot say about a 2-D grid is kept there.
 _NOTE_PREFIX = "bsafusion "
 _NOTE_MOVING = ", into "  # of a field: the grid it leads into
+_NOTE_PLACEMENT = "bsafusion placement "  # of a field, in a header extension: where its slice lies
 
 
 _Facts = dict[str, str | float]
@@ -83,7 +89,9 @@ class _Pixels:
     meta: dict[str, str | float] = field(default_factory=dict)
 
 
-def read_image(path: PathLike, *, slice_index: int | None = None, modality: Modality = Modality.UNKNOWN) -> Image:
+def read_image(
+    path: PathLike, *, slice_index: int | None = None, modality: Modality = Modality.UNKNOWN, labels: bool = False
+) -> Image:
     """Read one 2-D image.
 
     PNG, JPEG and TIFF (8 or 16 bit, grey or RGB, float TIFF) become pictures in pixel units; their DPI says
@@ -94,14 +102,19 @@ def read_image(path: PathLike, *, slice_index: int | None = None, modality: Moda
         path: the file.
         slice_index: which slice of a 3-D NIfTI to take, along its last stored axis.
         modality: overrides what the file says, unless unknown.
+        labels: it is a label map: a palette gives its indices instead of its colours, one value may fill it, and
+            values that float32 would change are refused.
 
     Raises:
         ImageError: the file is missing, not a supported image, damaged, or not one 2-D image.
     """
     path = Path(path)
+    shown = path.name or str(path)  # "." has no name
     try:
         kind = _recognise(path)
-        pixels = _read_pixels(path, kind, slice_index)
+        pixels = _read_pixels(path, kind, slice_index, labels)
+        if labels:
+            _check_labels(pixels.array)
         array, meta = pixels.array, {"format": kind, **pixels.meta}
         if len(array) == 3 and (array == array[:1]).all():
             array = array[:1]
@@ -116,19 +129,30 @@ def read_image(path: PathLike, *, slice_index: int | None = None, modality: Moda
             source=path.name,
             sha256=digest,
             meta=meta,
+            labels=labels,
         )
     except ImageError as error:
-        raise ImageError(f"{path.name}: {error}") from error
+        raise ImageError(f"{shown}: {error}") from error
     except OSError as error:
-        raise ImageError(f"{path.name}: cannot be read ({error}); check the file") from error
+        raise ImageError(f"{shown}: cannot be read ({error}); check the file") from error
 
 
-def _read_pixels(path: Path, kind: str, slice_index: int | None) -> _Pixels:
+def _check_labels(array: NDArray[Any]) -> None:
+    with np.errstate(over="ignore"):
+        changed = array[(np.abs(array.astype(np.float64)) > LARGEST_LABEL) | (array.astype(np.float32) != array)]
+    if changed.size:
+        raise ImageError(
+            f"label {changed.flat[0]} of {array.dtype} would not keep its value; expected whole numbers from "
+            f"{-LARGEST_LABEL} to {LARGEST_LABEL}; renumber the labels"
+        )
+
+
+def _read_pixels(path: Path, kind: str, slice_index: int | None, labels: bool) -> _Pixels:
     if kind == "NIfTI":
         return _read_nifti(path, slice_index)
     if slice_index is not None:
         raise ImageError(f"{kind} holds one slice but slice_index={slice_index} was given; leave it out")
-    return _read_dicom(path) if kind == "DICOM" else _read_picture(path, kind)
+    return _read_dicom(path) if kind == "DICOM" else _read_picture(path, kind, labels)
 
 
 def _recognise(path: Path) -> str:
@@ -156,6 +180,8 @@ def _recognise(path: Path) -> str:
         return "NIfTI"
     if _is_text(head):
         raise ImageError("is a text file; expected PNG, JPEG, TIFF, NIfTI or DICOM")
+    if path.suffix.lower() in (".hdr", ".img"):
+        raise ImageError(_PAIR)
     if path.suffix.lower() == ".dcm":
         return "DICOM"
     found = next((name for magic, name in _OTHER_FORMATS.items() if head.startswith(magic)), None)
@@ -180,13 +206,65 @@ def _recognise_gzip(path: Path) -> str:
 
 
 def _is_nifti(head: bytes) -> bool:
-    return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")
+    if head[344:348] == b"ni1\0" or head[4:8] == b"ni2\0":
+        raise ImageError(_PAIR)
+    return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
+
+
+_PAIR = "is half of a .hdr/.img pair; expected a single .nii or .nii.gz; convert the pair to one"
+
+
+# --- tables ---------------------------------------------------------------------
+
+
+def read_csv(path: Path, *, what: str, columns: str, error: type[ValueError]) -> list[tuple[int, dict[str, str]]]:
+    """The lines of a CSV below its header, each with its number in the file and its cells by the names of the columns.
+
+    Spaces around names and cells are removed; a cell that is missing is empty.
+
+    Args:
+        what: the file is called so in messages.
+        columns: those that must be there, and in brackets those that may: ``id,fixed,moving[,task]``.
+        error: raised for a file that is missing, not text in UTF-8 or not separated by commas, for a column that is
+            missing or stands twice, and for a line with more cells than there are columns.
+    """
+    if not path.is_file():
+        raise error(f"{path}: no such {what}; expected a CSV with columns {columns}")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
+            reader = csv.reader(handle, skipinitialspace=True)
+            lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if line]
+    except (UnicodeDecodeError, csv.Error) as problem:
+        raise error(f"{path}: not a CSV in UTF-8 ({problem}); expected columns {columns}; save it so") from problem
+    header = lines[0][1] if lines else []
+    missing = [name for name in columns.partition("[")[0].split(",") if name not in header]
+    if missing:
+        mark = next((name for char, name in _SEPARATORS.items() if header and char in header[0]), None)
+        if mark is not None and len(header) == 1:
+            raise error(f"{path}: separated by {mark}, expected commas; save it with commas")
+        found = ", ".join(header) or "none"
+        raise error(f"{path}: no column {', '.join(missing)} (found: {found}); add it to the header")
+    twice = [name for name in re.findall(r"\w+", columns) if header.count(name) > 1]
+    if twice:
+        raise error(f"{path}: column {twice[0]} stands twice; expected it once; rename one")
+    rows = []
+    for number, cells in lines[1:]:
+        if any(cells[len(header) :]):
+            raise error(
+                f"{path}, line {number}: {len(cells)} cells for {len(header)} columns; expected one a column; "
+                "put cells with commas in quotes"
+            )
+        rows.append((number, dict.fromkeys(header, "") | dict(zip(header, cells, strict=False))))
+    return rows
+
+
+_SEPARATORS = {";": "semicolons", "\t": "tabs"}
 
 
 # --- PNG, JPEG, TIFF ---------------------------------------------------------------------
 
 
-def _read_picture(path: Path, kind: str) -> _Pixels:
+def _read_picture(path: Path, kind: str, labels: bool) -> _Pixels:
     with warnings.catch_warnings():
         # Odd metadata is no reason to complain about a picture; a decompression bomb is.
         warnings.simplefilter("ignore")
@@ -194,22 +272,63 @@ def _read_picture(path: Path, kind: str) -> _Pixels:
         try:
             # Given a path, Pillow memory-maps uncompressed TIFF and scrambles those stored on their side.
             with path.open("rb") as stream, PIL.Image.open(stream, formats=[kind]) as picture:
-                return _picture_pixels(picture, path, kind)
+                return _picture_pixels(picture, path, kind, labels)
         except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
             raise ImageError("far more pixels than 2048 x 2048; crop or downsample it first") from error
         except ImageError:
             raise
         except PIL.UnidentifiedImageError as error:
+            samples, pixel_type = _tiff_samples(path) if kind == "TIFF" else (1, "")
+            if pixel_type and pixel_type not in ("uint8", "uint16", "float32"):
+                raise ImageError(
+                    f"TIFF of {pixel_type} pixels; expected uint8, uint16 or float32; convert it"
+                ) from error
+            if samples not in (1, 3):
+                raise ImageError(_CHANNELS.format(samples)) from error
             raise ImageError(f"damaged or unsupported {kind} (unknown header); export it again") from error
         except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
             raise ImageError(f"damaged or unsupported {kind} ({_one_line(error)}); export it again") from error
 
 
-def _picture_pixels(picture: PIL.Image.Image, path: Path, kind: str) -> _Pixels:
+def _tiff_samples(path: Path) -> tuple[int, str]:
+    """How many samples a pixel of a TIFF has, and what numpy would call their type; also where Pillow cannot open it.
+
+    ``(1, "")`` where its first directory is damaged.
+    """
+    tags = PIL.TiffImagePlugin
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(8)
+            directory = tags.ImageFileDirectory_v2(head + (stream.read(8) if 43 in head[2:4] else b""))
+            stream.seek(directory.next)
+            directory.load(stream)
+        kind = {1: "uint", 2: "int", 3: "float", 5: "complex", 6: "complex"}[directory.get(tags.SAMPLEFORMAT, (1,))[0]]
+        return int(directory.get(tags.SAMPLESPERPIXEL, 1)), f"{kind}{directory[tags.BITSPERSAMPLE][0]}"
+    except (OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, struct.error):
+        return 1, ""
+
+
+_CHANNELS = "TIFF with {} channels; expected 1 (grey) or 3 (RGB); save one of them on its own"
+
+
+def _check_channels(picture: PIL.Image.Image) -> None:
+    """Refuse samples that are neither colour nor alpha: Pillow drops them without a word."""
+    if not isinstance(picture, PIL.TiffImagePlugin.TiffImageFile):
+        return
+    samples = picture.tag_v2.get(PIL.TiffImagePlugin.SAMPLESPERPIXEL, 1)
+    photometric = int(picture.tag_v2.get(PIL.TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1))
+    extra = samples - {0: 1, 1: 1, 2: 3}.get(photometric, samples)
+    alpha = [sample for sample in picture.tag_v2.get(PIL.TiffImagePlugin.EXTRASAMPLES, ()) if sample in (1, 2)]
+    if extra > len(alpha):
+        raise ImageError(_CHANNELS.format(samples))
+
+
+def _picture_pixels(picture: PIL.Image.Image, path: Path, kind: str, labels: bool) -> _Pixels:
     pages = getattr(picture, "n_frames", 1)
     if pages > 1:
         raise ImageError(f"{kind} with {pages} pages; expected one image; save one page to a file of its own")
     check_size((picture.height, picture.width))
+    _check_channels(picture)
     orientation = int(picture.getexif().get(0x0112, 1))
     meta: dict[str, str | float] = {} if orientation == 1 else {"exif_orientation": float(orientation)}
     if _has_16_bit_colour(picture, path):
@@ -217,9 +336,12 @@ def _picture_pixels(picture: PIL.Image.Image, path: Path, kind: str) -> _Pixels:
             raise ImageError("16-bit colour with an EXIF orientation; expected none; save it upright")
         array, dtype = _read_16_bit_colour(path, kind), "uint16"
     else:
-        array, dtype = _decode(PIL.ImageOps.exif_transpose(picture), kind)
+        unsigned = picture.mode == "I" and _tiff_samples(path) == (1, "uint32")
+        array, dtype = _decode(PIL.ImageOps.exif_transpose(picture), kind, labels)
         if dtype == "uint16" and _white_is_zero(picture):
             array = 65535 - array
+        if unsigned:  # Pillow reads these as signed.
+            array, dtype = array.view(np.uint32), "uint32"
     array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
     return _Pixels(array, Geometry.picture(array.shape[1:]), dtype, meta=meta)
 
@@ -249,6 +371,10 @@ def _read_16_bit_colour(path: Path, kind: str) -> NDArray[Any]:
         array: NDArray[Any] = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO=f"{kind}ImageIO"))
     except RuntimeError as error:
         raise ImageError(f"damaged or unsupported 16-bit {kind}; export it again") from error
+    if array.dtype != np.uint16:
+        raise ImageError(
+            f"16-bit colour {kind} in tiles or separate planes; expected strips of whole pixels; save it as PNG"
+        )
     if array.shape[-1] in (2, 4):
         if (array[..., -1] != 65535).any():
             raise ImageError(_TRANSPARENT)
@@ -259,8 +385,10 @@ def _read_16_bit_colour(path: Path, kind: str) -> NDArray[Any]:
 _TRANSPARENT = "has transparent pixels; expected an opaque image; flatten it onto its background first"
 
 
-def _decode(picture: PIL.Image.Image, kind: str) -> tuple[NDArray[Any], str]:
+def _decode(picture: PIL.Image.Image, kind: str, labels: bool) -> tuple[NDArray[Any], str]:
     """``(H, W)`` or ``(H, W, 3)`` and the file's pixel type."""
+    if labels and picture.mode in ("P", "1"):
+        return np.asarray(picture).astype(np.uint8), "uint8"
     if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
         if picture.mode.startswith("I"):
             raise ImageError(_TRANSPARENT)
@@ -337,7 +465,7 @@ def _choose_slice(shape: tuple[int, ...], slice_index: int | None) -> tuple[tupl
     if slice_index is None:
         raise ImageError(
             f"3-D volume of shape {shape} where a slice is meant: pass slice_index "
-            "(on the command line --fixed-slice K, --moving-slice K and the like)"
+            "(on the command line --fixed-slice K, --moving-slice K, of warp --image-slice K, and the like)"
         )
     if not 0 <= slice_index < shape[2]:
         raise ImageError(f"slice_index={slice_index} of a volume of shape {shape}; expected 0..{shape[2] - 1}")
@@ -364,10 +492,12 @@ def _nifti_geometry(nifti: Any, *, x: int, y: int, through: int | None, index: i
     if not (int(nifti.header["qform_code"]) or int(nifti.header["sform_code"])):
         return replace(Geometry.picture(shape), physical=True, spacing=spacing), {}
     origin = affine[:3, 3] + (0.0 if through is None else index * affine[:3, through])
-    geometry, facts = _placed(shape, spacing, origin, affine[:3, x], affine[:3, y])
+    to_next = None if through is None else affine[:3, through]
+    geometry, facts = _placed(shape, spacing, origin, affine[:3, x], affine[:3, y], to_next)
     if through is None and geometry.plane == "axial":
         # ITK writes every 2-D image as if it were axial and at 0, whatever plane it was cut from.
-        return replace(geometry, plane=None), {k: v for k, v in facts.items() if k != SLICE_POSITION}
+        unknown = replace(geometry, plane=None, placement=None)
+        return unknown, {k: v for k, v in facts.items() if k != SLICE_POSITION}
     return geometry, facts
 
 
@@ -377,9 +507,18 @@ def _placed(
     origin: NDArray[np.float64],
     x_axis: NDArray[np.float64],
     y_axis: NDArray[np.float64],
+    through: NDArray[np.float64] | None,
 ) -> tuple[Geometry, _Facts]:
-    """:func:`bsafusion.image.slice_geometry`, and what a 2-D geometry cannot say as facts for :attr:`Image.meta`."""
-    geometry, tilt, across = slice_geometry(shape=shape, spacing=spacing, origin=origin, x_axis=x_axis, y_axis=y_axis)
+    """:func:`bsafusion.image.slice_geometry`, and what a 2-D geometry cannot say as facts for :attr:`Image.meta`.
+
+    ``through``: mm to the next slice, 1 mm across the slice where that is None or 0.
+    """
+    if through is None or not through.any():
+        normal = np.cross(x_axis, y_axis)
+        through = normal / (np.linalg.norm(normal) or 1.0)
+    geometry, tilt, across = slice_geometry(
+        shape=shape, spacing=spacing, origin=origin, x_axis=x_axis, y_axis=y_axis, through=through
+    )
     facts: _Facts = {SLICE_POSITION: round(across, 3)}
     return geometry, facts | ({"oblique_degrees": tilt} if tilt > 0.01 else {})
 
@@ -399,6 +538,15 @@ def _moving_frame(nifti: Any) -> MovingFrame | None:
     if found is None or _note(nifti) is None:
         return None
     return MovingFrame(found[2] == "mm", tuple(int(n) for n in reversed(found[1].split("x"))))
+
+
+def _placement(nifti: Any) -> tuple[tuple[float, ...], ...] | None:
+    """:attr:`Geometry.placement` of a field's grid, if its file says so."""
+    for extension in nifti.header.extensions:
+        text = bytes(extension.get_content()).rstrip(b"\0").decode("ascii", "replace")
+        if text.startswith(_NOTE_PLACEMENT):
+            return tuple(tuple(map(float, row)) for row in json.loads(text.removeprefix(_NOTE_PLACEMENT)))
+    return None
 
 
 def _flat_geometry(nifti: Any, shape: tuple[int, ...]) -> Geometry:
@@ -429,11 +577,18 @@ def _flat_geometry(nifti: Any, shape: tuple[int, ...]) -> Geometry:
 def _nifti_bytes(
     array: NDArray[Any], geometry: Geometry, *, intent: str = "none", moving: MovingFrame | None = None
 ) -> bytes:
-    """A compressed NIfTI-1 file; ``array`` is stored as given, x, y[, z] first. Same input, same bytes."""
+    """A compressed NIfTI-1 file; ``array`` is stored as given, x, y[, z] first. Same input, same bytes.
+
+    A 2-D geometry becomes a grid in the first two axes, unless the array has a third axis for its ``placement``.
+    """
     n = len(geometry.shape)
     affine = np.eye(4)
-    affine[:n, :n] = geometry.matrix()[:n, :n][:, ::-1]
-    affine[:n, 3] = geometry.origin
+    placed = geometry.placement is not None and array.ndim == 3
+    if placed:
+        affine[:3] = geometry.placement
+    else:
+        affine[:n, :n] = geometry.matrix()[:n, :n][:, ::-1]
+        affine[:n, 3] = geometry.origin
     affine = _LPS_FROM_RAS @ affine
     nifti: Any = _NIFTI_CLASSES[1](array, affine)
     nifti.set_qform(affine, code=1)
@@ -446,6 +601,9 @@ def _nifti_bytes(
         size = "x".join(str(n) for n in reversed(moving.shape))
         note += f"{_NOTE_MOVING}{size} {'mm' if moving.physical else 'pixels'}"
     nifti.header["descrip"] = (_NOTE_PREFIX + note).encode("ascii")
+    if geometry.placement is not None and not placed:
+        remark = _NOTE_PLACEMENT + json.dumps(geometry.placement)
+        nifti.header.extensions.append(nib.nifti1.Nifti1Extension("comment", remark.encode("ascii")))
     return gzip.compress(nifti.to_bytes(), mtime=0)
 
 
@@ -508,7 +666,7 @@ def _check_decoder(dataset: pydicom.Dataset) -> str:
         except RuntimeError:  # pydicom does not know the syntax at all
             available = False
         if not available:
-            raise ImageError(f'DICOM compressed as {syntax.name}; no decoder here; pip install "bsafusion[dicom]"')
+            raise ImageError(f'DICOM compressed as {syntax.name}; no decoder here; pip install ".[dicom]" in the clone')
     return str(syntax.name)
 
 
@@ -517,7 +675,7 @@ def _dicom_array(dataset: pydicom.Dataset) -> tuple[NDArray[Any], str, dict[str,
         raw = pixel_array(dataset)
     except RuntimeError as error:
         raise ImageError(
-            f'DICOM pixels cannot be decoded ({_one_line(error)}); pip install "bsafusion[dicom]" '
+            f'DICOM pixels cannot be decoded ({_one_line(error)}); pip install ".[dicom]" in the clone '
             "or export it uncompressed"
         ) from error
     photometric = str(dataset.PhotometricInterpretation)
@@ -547,7 +705,8 @@ def _dicom_geometry(dataset: pydicom.Dataset) -> tuple[Geometry, _Facts]:
     if not orientation or not position:
         return replace(Geometry.picture(shape), physical=True, spacing=spacing), {}
     cosines = np.asarray(orientation, dtype=np.float64)
-    return _placed(shape, spacing, np.asarray(position, dtype=np.float64), cosines[:3], cosines[3:])
+    through = np.cross(cosines[:3], cosines[3:]) * float(dataset.get("SliceThickness") or 0.0)
+    return _placed(shape, spacing, np.asarray(position, dtype=np.float64), cosines[:3], cosines[3:], through)
 
 
 # --- writing ---------------------------------------------------------------------
@@ -600,20 +759,25 @@ def atomic_folder(
         holds: names of the files that a result may have.
 
     Raises:
-        FileExistsError: ``out`` is in the way and may not be replaced.
+        FileExistsError, NotADirectoryError, PermissionError: as :func:`check_replaceable`.
     """
     out = Path(out)
-    _check_replaceable(out, overwrite, marker, holds)
+    check_replaceable(out, overwrite=overwrite, marker=marker, holds=holds)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(out)
     temporary.mkdir()
     try:
         yield temporary
-        _check_replaceable(out, overwrite, marker, holds)
+        check_replaceable(out, overwrite=overwrite, marker=marker, holds=holds)
         if out.exists():
             old = _temporary_sibling(out)
-            os.replace(out, old)
-            os.replace(temporary, out)
+            try:
+                os.replace(out, old)
+                os.replace(temporary, out)
+            except BaseException:
+                if old.exists() and not out.exists():
+                    os.replace(old, out)
+                raise
             shutil.rmtree(old)
         else:
             os.replace(temporary, out)
@@ -621,9 +785,20 @@ def atomic_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_replaceable(out: Path, overwrite: bool, marker: str, holds: Collection[str]) -> None:
+def check_replaceable(
+    out: Path, *, overwrite: bool = False, marker: str = "report.json", holds: Collection[str] = ()
+) -> None:
+    """Refuse, before any work, what :func:`atomic_folder` could not make or may not replace; the same arguments.
+
+    Raises:
+        FileExistsError: ``out`` is in the way and may not be replaced.
+        NotADirectoryError, PermissionError: as :func:`check_writable`, of the folder that would hold it.
+    """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise FileExistsError(f"{out} is a file or a link; expected a folder to make; choose another path")
+    if os.path.ismount(out):
+        raise FileExistsError(f"{out} is a mount point, which cannot be replaced; choose a folder in it")
+    check_writable(out.parent)
     if not out.exists() or not any(out.iterdir()):
         return
     if not overwrite:
@@ -635,6 +810,20 @@ def _check_replaceable(out: Path, overwrite: bool, marker: str, holds: Collectio
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise FileExistsError(f"{out} holds {others[0]}{more}, which is no part of a result; move it away first")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made, or that cannot be made itself.
+
+    Raises:
+        NotADirectoryError: it, or what should hold it, is a file.
+        PermissionError: it, or the nearest folder above it that there is, may not be written to.
+    """
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is a file; expected a folder for the result; choose another path")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{there} may not be written to; expected a folder for the result; choose another path")
 
 
 def write_json(path: PathLike, data: Any) -> None:
@@ -661,7 +850,7 @@ def write_image(
     ``.png``, ``.tif``, ``.tiff`` hold 2-D integers: ``value_range`` (low, high) is spread over the pixel
     type, rounded and clipped. ``.nii.gz`` holds 2-D or 3-D grey values as they are (float32) unless
     ``dtype`` is given, RGB as uint8, and the geometry; SimpleITK reads it back as an image of the same
-    dimension.
+    dimension, and a slice with a :attr:`Geometry.placement` as a volume of one slice that lies there.
 
     Args:
         path: where to.
@@ -690,7 +879,8 @@ def write_image(
             raise ImageError(f"{path.name}: NIfTI needs the geometry of a grid {array.shape[1:]}; pass geometry=")
         keep = len(array) == 1 and dtype is None and value_range is None
         values = array.astype(np.float32) if keep else _quantise(array, value_range, dtype or "uint8", stored, path)
-        content = _nifti_bytes(_nifti_layout(values), grid)
+        layout = _nifti_layout(values)
+        content = _nifti_bytes(layout if grid.placement is None else layout[..., None], grid)
         with write_whole(path) as temporary:
             temporary.write_bytes(content)
         return
@@ -767,6 +957,7 @@ def read_deformation(path: PathLike) -> DeformationField:
                 )
             vectors = np.asarray(nifti.dataobj, dtype=np.float64).reshape(*nifti.shape[:n], n)
             geometry = _flat_geometry(nifti, tuple(int(size) for size in reversed(nifti.shape[:n])))
+            geometry = replace(geometry, placement=_placement(nifti))
             moving = _moving_frame(nifti)
         millimetres = vectors.transpose(*reversed(range(n)), n)
         to_voxels = np.linalg.inv(geometry.matrix()[:n, :n])

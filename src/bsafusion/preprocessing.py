@@ -26,6 +26,7 @@ IntensityMethod = Literal["auto", "minmax", "percentile"]
 MatchMethod = Literal["same grid", "physical", "physical spacing, centred", "centred and scaled"]
 
 PERCENTILES = (0.1, 99.9)
+_SCAN_FORMATS = ("NIfTI", "DICOM")
 SMALLEST_OVERLAP = 0.25
 
 # What a picture is taken to show when nothing else is known: the display convention of radiology.
@@ -64,18 +65,30 @@ class IntensityScaling:
         return array * (self.high - self.low) + self.low
 
 
+def white_level(image: Image) -> float | None:
+    """The value that is white (0 is black) in an image that shows grey levels as a picture does; None for a scan.
+
+    Pictures are 8- or 16-bit values within their type: in colour, or grey without millimetres and not of a scanner's
+    format, where unsigned integers may be anything.
+    """
+    white = {"uint8": 255.0, "uint16": 65535.0}.get(image.dtype)
+    scan = len(image.array) == 1 and (image.geometry.physical or image.meta.get("format") in _SCAN_FORMATS)
+    if white is None or scan or image.array.min() < 0 or image.array.max() > white:
+        return None
+    return white
+
+
 def fit_intensity(image: Image, *, method: IntensityMethod = "auto") -> IntensityScaling:
     """The scaling that puts an image's content into [0, 1]; one for all channels, so hues are kept.
 
     ``minmax`` takes the extremes. ``percentile`` takes the 0.1 and 99.9 percentiles of the values above the
     minimum: the background, or what a scanner writes outside its field of view (-2000 in some CT), is a
-    large part of a slice and must not set the lower end. ``auto``: minmax for 8- and 16-bit pictures,
-    percentile for physical or floating-point data, where single voxels can be far off.
+    large part of a slice and must not set the lower end. ``auto``: minmax for pictures (:func:`white_level`),
+    percentile for other data, where single voxels can be far off.
     """
     array = image.array
     low, high = float(array.min()), float(array.max())
-    picture = not image.geometry.physical and image.dtype in ("uint8", "uint16")
-    if method == "minmax" or (method == "auto" and picture):
+    if method == "minmax" or (method == "auto" and white_level(image) is not None):
         return IntensityScaling(low, high)
     inner_low, inner_high = (float(value) for value in np.percentile(array[array > low], PERCENTILES))
     # A mask has one value above its minimum and no percentiles to speak of.
@@ -251,10 +264,13 @@ def _map_points(matrix: NDArray[np.float64], points: NDArray[np.float64]) -> NDA
     return mapped
 
 
-def _sample_points(array: NDArray[np.float32], points: NDArray[np.float64], *, nearest: bool) -> NDArray[np.float32]:
-    """``C *S_m`` at points ``D *S`` (indices of ``array``); the minimum of the array outside its frame."""
+def _sample_points(
+    array: NDArray[np.float32], points: NDArray[np.float64], *, nearest: bool, background: float | None = None
+) -> NDArray[np.float32]:
+    """``C *S_m`` at points ``D *S`` (indices of ``array``); the background, else its minimum, outside its frame."""
     source = np.array(array, dtype=np.float32)
-    background = source.min()
+    if background is None:
+        background = float(source.min())
     if not nearest:
         source = scipy.ndimage.gaussian_filter(source, [0.0, *_antialias_sigmas(points)], mode="nearest")
     values = sample(
@@ -301,6 +317,22 @@ def total_field(displacement: Tensor, match: GridMatch, fixed: Geometry, moving:
     return DeformationField(torch.from_numpy(total), fixed, MovingFrame.of(moving))
 
 
+def inverse_field(inverse: Tensor, match: GridMatch, fixed: Geometry, moving: Geometry) -> DeformationField:
+    """The whole way back, from moving to fixed physical points, as one field on the moving grid.
+
+    Args:
+        inverse: ``D *S``, voxels of the fixed grid: what the moving image, brought there by ``match``, shows at ``z``
+            the fixed one shows at ``z + inverse(z)``. Beyond the fixed grid its border is repeated.
+        match, fixed, moving: as in :func:`total_field`.
+    """
+    grid = _grid(moving.shape)
+    to_fixed = np.asarray(np.linalg.inv(match.homogeneous()), dtype=np.float64)
+    brought = torch.from_numpy(_map_points(to_fixed, grid))
+    there = (brought + sample(inverse.detach().cpu().double()[None], brought[None])[0]).numpy()
+    total = (_map_points(np.linalg.inv(moving.matrix()) @ fixed.matrix(), there) - grid).astype(np.float32)
+    return DeformationField(torch.from_numpy(total), moving, MovingFrame.of(fixed))
+
+
 def slices_apart(fixed: Image, moving: Image) -> float | None:
     """Millimetres between two slices, across them, by the positions in their files; None where one has none.
 
@@ -324,7 +356,7 @@ def apply_field(field: DeformationField, image: Image, *, nearest: bool = False)
 
     The image is sampled on its own grid at ``T(p)`` for each fixed voxel, so one with millimetres may have another
     resolution than the moving image the field was made with; a picture must have the same size. Outside its frame the
-    result is its minimum.
+    result is its minimum, of a label map 0.
 
     Args:
         field: from :func:`total_field` or read from a file.
@@ -354,4 +386,4 @@ def apply_field(field: DeformationField, image: Image, *, nearest: bool = False)
     points = _map_points(matrix, there)
     if not _inside(np.moveaxis(points, 0, -1), given.shape).any():
         raise ImageError("no part of the image falls on the field's grid; check that it shows the moving scan")
-    return _sample_points(image.array, points, nearest=nearest)
+    return _sample_points(image.array, points, nearest=nearest, background=0.0 if image.labels else None)

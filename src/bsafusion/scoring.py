@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsafusion.image import Image, ImageError
-from bsafusion.io import PathLike, read_image, write_json, write_whole
+from bsafusion.io import PathLike, read_csv, read_image, write_json, write_whole
 from bsafusion.metrics import ALL_METRICS, DIRECTIONS, PAPER_METRICS, fusion_metrics
-from bsafusion.preprocessing import fit_intensity, match_grids
+from bsafusion.preprocessing import fit_intensity, match_grids, white_level
 
 Array = NDArray[np.float64]
 Role = Literal["fixed", "moving", "fused"]
@@ -45,7 +45,6 @@ _CUT = RESAMPLES // 40  # 2.5 % at either end
 
 OUTPUTS = ("per_image.csv", "summary.csv", "summary.json")
 _COLUMNS = "id,fixed,moving,fused[,task]"
-_SCAN_FORMATS = ("NIfTI", "DICOM")
 _SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
 _HINTS = {
     "moving": "give the moving image on the fixed grid, or the aligned one with reference aligned",
@@ -150,16 +149,15 @@ class MetricSummary:
 def grey_levels(image: Image) -> tuple[Array, str]:
     """The luminance of an image as ``H W`` float64 in 0..255, and the rule that was used.
 
-    Pictures (PNG, JPEG, TIFF, arrays said to be 8 or 16 bit, and colour in any format) show levels that mean the same
-    in every file: 8-bit values stay as they are (:data:`EIGHT_BIT`), 16-bit values are divided by 257
-    (:data:`SIXTEEN_BIT`). Their colour is reduced to BT.601 luma in whole levels of the file, half to even. Scans
-    (NIfTI, DICOM) and floating-point images have no such scale and are stretched, each on its own (:data:`STRETCHED`).
+    Pictures, as :func:`bsafusion.preprocessing.white_level` knows them, show levels that mean the same in every file:
+    8-bit values stay as they are (:data:`EIGHT_BIT`), 16-bit values are divided by 257 (:data:`SIXTEEN_BIT`). Their
+    colour is reduced to BT.601 luma in whole levels of the file, half to even. Other images have no such scale and are
+    stretched, each on its own (:data:`STRETCHED`).
     """
-    channels = image.array.astype(np.float64)
-    picture = len(channels) == 3 or image.meta.get("format") not in _SCAN_FORMATS
-    if picture and image.dtype in ("uint8", "uint16"):
-        levels = np.rint(_luma(channels))
-        return (levels, EIGHT_BIT) if image.dtype == "uint8" else (levels / 257, SIXTEEN_BIT)
+    white = white_level(image)
+    if white is not None:
+        levels = np.rint(_luma(image.array.astype(np.float64)))
+        return levels / (white / 255), EIGHT_BIT if white == 255 else SIXTEEN_BIT
     scaled = fit_intensity(image, method="percentile").to_unit(image.array)
     return np.clip(_luma(scaled.astype(np.float64)), 0, 1) * 255, STRETCHED
 
@@ -253,35 +251,23 @@ def read_table(path: Path) -> list[Row]:
     """Rows of a CSV with columns ``id,fixed,moving,fused[,task]``; image paths are relative to the CSV.
 
     Raises:
-        ScoringError: the file, a column, an id or a path is missing, an id is used twice, a task is called ``all``, or
-            there are no rows. Images are not looked at: a row whose image is missing fails alone.
+        ScoringError: :func:`bsafusion.io.read_csv` cannot read the file, an id or a path is missing, an id is used
+            twice, a task is called ``all``, or there are no rows. Images are not looked at: a row whose image is
+            missing fails alone.
     """
-    if not path.is_file():
-        raise ScoringError(f"{path}: no such table; expected a CSV with columns {_COLUMNS}")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle, skipinitialspace=True)
-            columns = reader.fieldnames or ()
-            missing = [name for name in ("id", *ROLES) if name not in columns]
-            if missing:
-                found = ", ".join(columns) or "none"
-                raise ScoringError(f"{path}: no column {', '.join(missing)} (found: {found}); add it to the header")
-            lines = [(reader.line_num, line) for line in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ScoringError(f"{path}: not a CSV in UTF-8 ({error}); expected columns {_COLUMNS}") from error
+    lines = read_csv(path, what="table", columns=_COLUMNS, error=ScoringError)
     rows: dict[str, Row] = {}
     for number, line in lines:
         where = f"{path}, line {number}"
-        cells = {name: (line.get(name) or "").strip() for name in ("id", *ROLES, "task")}
-        empty = [name for name in ("id", *ROLES) if not cells[name]]
+        empty = [name for name in ("id", *ROLES) if not line[name]]
         if empty:
             raise ScoringError(f"{where}: {', '.join(empty)} is empty; expected {_COLUMNS} on every line")
-        if cells["id"] in rows:
-            raise ScoringError(f"{where}: id {cells['id']!r} stands twice; make the ids unique")
-        if cells["task"] == ALL:
+        if line["id"] in rows:
+            raise ScoringError(f"{where}: id {line['id']!r} stands twice; make the ids unique")
+        if line.get("task") == ALL:
             raise ScoringError(f"{where}: a task is called {ALL!r}, the name of the summary of all; rename it")
-        fixed, moving, fused = (path.parent / cells[role] for role in ROLES)
-        rows[cells["id"]] = Row(cells["id"], fixed, moving, fused, cells["task"])
+        fixed, moving, fused = (path.parent / line[role] for role in ROLES)
+        rows[line["id"]] = Row(line["id"], fixed, moving, fused, line.get("task", ""))
     if not rows:
         raise ScoringError(f"{path}: no rows below the header; expected one a fused image")
     return list(rows.values())
