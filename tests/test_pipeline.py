@@ -14,12 +14,13 @@ import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
 from pydicom.data import get_testdata_file
+from torch import Tensor
 
 import bsafusion
-from bsafusion import pipeline
+from bsafusion import deformation, pipeline
 from bsafusion.colour import colourise, split_colour
 from bsafusion.image import Geometry, Image, ImageError, Modality
-from bsafusion.io import read_colormap
+from bsafusion.io import read_colormap, read_image
 from bsafusion.models.bsafusion import BSAFusion, paper
 from bsafusion.pipeline import FuseOptions, FusionResult, Model, RequestError, fuse, load_model, read_input
 from bsafusion.plain_fusion import FUSIONS
@@ -38,7 +39,10 @@ from pairs import (
     write_volume,
 )
 
-FILES = {"fused.png", "aligned.png", "deformation.nii.gz", "overview.png", "report.html", "report.json"}
+FILES = {
+    *("fused.png", "aligned.png", "overview.png", "report.html", "report.json"),
+    *("deformation.nii.gz", "deformation_inverse.nii.gz"),
+}
 SHAPE = (81, 65)
 
 
@@ -229,7 +233,7 @@ def test_slices_of_volumes_keep_their_place_in_the_patient(tmp_path: Path) -> No
     assert result.report["inputs"]["fixed"]["notes"]["slice_index"] == 2
     out = result.save(tmp_path / "out")
     assert {path.name for path in out.iterdir()} == FILES | {"fused.nii.gz", "aligned.nii.gz"}
-    volume = sitk.ReadImage(str(fixed))[:, :, 2]
+    volume = sitk.ReadImage(str(fixed))[:, :, 2:3]
     for name in ("fused", "aligned"):
         written = sitk.ReadImage(str(out / f"{name}.nii.gz"))
         assert written.GetSize() == volume.GetSize()
@@ -264,6 +268,59 @@ def test_slices_on_finer_grids_than_the_fixed_one_s_are_carried_exactly_as_itk_d
         carried = carry_with_itk(out / "deformation.nii.gz", volume)
         spread = float(np.ptp(sitk.GetArrayFromImage(volume)))
         assert np.abs(carried - result.aligned[0]).max() < 0.005 * spread
+
+
+def carried_points(field: deformation.DeformationField, target: Geometry, points: Tensor) -> Tensor:
+    """Where ``points`` (``2 N``, voxels of the field's grid) go, in voxels of the ``target`` grid."""
+    moved = points + deformation.sample(field.displacement.double()[None], points[None, :, :, None])[0, :, :, 0]
+    matrix = torch.from_numpy(np.linalg.inv(target.matrix()) @ field.geometry.matrix())
+    return matrix[:2, :2] @ moved + matrix[:2, 2:]
+
+
+@pytest.mark.parametrize("kind", ["one size", "twice the size", "half the size", "millimetres", "frames far apart"])
+def test_the_inverse_leads_back_whatever_the_two_grids_are(kind: str) -> None:
+    shipped = next(s for s in bsafusion.load_samples() if s.id == "mr-bspline")
+    fixed, moving = read_input(shipped.fixed, "fixed"), read_input(shipped.moving, "moving")
+    if kind in ("twice the size", "half the size"):
+        larger = kind == "twice the size"
+        array = moving.array.repeat(2, axis=1).repeat(2, axis=2) if larger else moving.array[:, ::2, ::2]
+        moving = replace(moving, array=array, geometry=Geometry.picture(array.shape[1:]))
+    elif kind != "one size":
+        origin = (4.0, -3.0) if kind == "millimetres" else (2000.0, 0.0)
+        fixed = replace(fixed, geometry=replace(fixed.geometry, spacing=(0.9, 0.9), physical=True))
+        moving = replace(moving, geometry=replace(moving.geometry, spacing=(0.9, 0.9), origin=origin, physical=True))
+    result = fuse(fixed, moving)
+    assert result.inverse.geometry == moving.geometry
+    rows, columns = (torch.linspace(0.25 * (n - 1), 0.75 * (n - 1), 40).double() for n in fixed.geometry.shape)
+    points = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).flatten(1)
+    there = carried_points(result.field, moving.geometry, points)
+    back = carried_points(result.inverse, fixed.geometry, there)
+    assert float((there - points).norm(dim=0).mean()) > 1
+    assert float((back - points).norm(dim=0).max()) < 0.5
+
+
+def test_an_mri_and_a_ct_that_were_swapped_are_suspect() -> None:
+    shipped = next(s for s in bsafusion.load_samples() if s.id == "ct-mri")
+    mri = next(s for s in bsafusion.load_samples() if s.id == "mr-shift").fixed
+    right, swapped = fuse(mri, shipped.moving), fuse(shipped.moving, mri)
+    reason = "the network takes the fixed image for a CT and the moving one for an MRI"
+    assert any(reason in said for said in swapped.reasons)
+    assert not any("takes the fixed image" in said for said in right.reasons)
+    assert right.report["options"]["task_from"] == "network's guess"
+
+
+def test_what_the_files_say_of_their_modalities_is_believed() -> None:
+    shipped = next(s for s in bsafusion.load_samples() if s.id == "ct-mri")
+    mri = next(s for s in bsafusion.load_samples() if s.id == "mr-shift").fixed
+    moving = replace(read_image(mri), modality=Modality.CT)
+    assert not any("takes the fixed image" in said for said in fuse(shipped.moving, moving).reasons)
+
+
+def test_one_file_given_twice_is_suspect(pair: tuple[Path, Path], model: Model) -> None:
+    twice = fuse(pair[0], pair[0], model=model)
+    assert twice.status == "suspect"
+    assert "the fixed and the moving image are the same file; check the paths" in twice.reasons
+    assert not any("same file" in said for said in fuse(*pair, model=model).reasons)
 
 
 # --- colour ---
@@ -621,7 +678,10 @@ def test_dicom_brings_its_modality_and_its_millimetres(tmp_path: Path, model: Mo
     assert result.report["inputs"]["fixed"]["spacing_mm"] == [0.3125, 0.3125]
     out = result.save(tmp_path / "out")
     assert {path.name for path in out.iterdir()} == FILES | {"fused.nii.gz", "aligned.nii.gz"}
-    np.testing.assert_allclose(sitk.ReadImage(str(out / "fused.nii.gz")).GetSpacing(), (0.3125, 0.3125), rtol=1e-5)
+    written, source = (sitk.ReadImage(str(path)) for path in (out / "fused.nii.gz", files[0]))
+    np.testing.assert_allclose(written.GetSpacing()[:2], (0.3125, 0.3125), rtol=1e-5)
+    np.testing.assert_allclose(written.GetOrigin(), source.GetOrigin(), atol=1e-3)
+    np.testing.assert_allclose(written.GetDirection(), source.GetDirection(), atol=1e-5)
     text = (out / "report.json").read_text(encoding="utf-8")
     assert "CompressedSamples" not in text  # the patient's name in both files
 
@@ -796,7 +856,9 @@ def test_a_network_that_doubts_its_field_is_believed() -> None:
 @pytest.mark.parametrize(
     ("asked", "modality", "task", "source"),
     [
-        ("spect-mri", Modality.CT, "spect-mri", "request"),
+        ("spect-mri", Modality.SPECT, "spect-mri", "request"),
+        ("spect-mri", Modality.UNKNOWN, "spect-mri", "request"),
+        ("spect-mri", Modality.CT, "spect-mri", "request; the file says ct"),
         ("auto", Modality.PET, "pet-mri", "file"),
         ("auto", Modality.SPECT, "spect-mri", "file"),
         ("auto", Modality.MRI, "mr-mr", "file"),
@@ -812,7 +874,7 @@ def test_without_a_hint_the_network_names_the_task() -> None:
     image = image_of(scan(SHAPE))
     options = fuse(image, image, model=known_model()).report["options"]
     assert options["task"] in ("ct-mri", "pet-mri", "spect-mri", "mr-mr")
-    assert options["task_from"].startswith("network (")
+    assert options["task_from"] == "network's guess"
 
 
 def test_the_paper_s_network_has_no_evidence_of_its_own() -> None:

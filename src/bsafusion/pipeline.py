@@ -37,10 +37,12 @@ from bsafusion.preprocessing import (
     apply_field,
     fit_intensity,
     has_partner,
+    inverse_field,
     match_grids,
     resample_to_grid,
     slices_apart,
     total_field,
+    white_level,
 )
 from bsafusion.refinement import MOST_STEPS, Refinement
 from bsafusion.report import (
@@ -69,7 +71,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """The options of :class:`FuseOptions` that are names, and the names that they take, the default first."""
 FILES = (
-    *("fused.png", "fused.nii.gz", "aligned.png", "aligned.nii.gz", "deformation.nii.gz"),
+    *("fused.png", "fused.nii.gz", "aligned.png", "aligned.nii.gz"),
+    *("deformation.nii.gz", "deformation_inverse.nii.gz"),
     *("overview.png", "report.html", "report.json"),
 )
 """What a result folder may hold."""
@@ -219,6 +222,7 @@ class FusionResult:
             the blend is ``none``. None where nothing was to be fused.
         aligned: ``C H W``, the moving image's own values and colours on the fixed grid.
         field: from fixed to moving physical points; carries any other image of the moving scan along.
+        inverse: from moving to fixed physical points, on the moving grid; carries what lies on the fixed image back.
         expected_error: ``H W``, pixels, the network's own estimate of the field's error; None for the paper preset and
             where nothing was aligned.
         status: ``ok`` or ``suspect``; then ``reasons`` says why.
@@ -231,6 +235,7 @@ class FusionResult:
     fused: Array | None
     aligned: Array
     field: DeformationField
+    inverse: DeformationField
     expected_error: Array | None
     evidence: Evidence
     status: str
@@ -274,7 +279,8 @@ class FusionResult:
     def save(self, out: str | Path, *, overwrite: bool = False) -> Path:
         """Write the result folder, whole or not at all; returns it.
 
-        ``fused.png``, ``aligned.png``, ``deformation.nii.gz``, ``overview.png``, ``report.html`` and ``report.json``;
+        ``fused.png``, ``aligned.png``, ``deformation.nii.gz`` and its inverse (``deformation_inverse.nii.gz``, from
+        moving to fixed, on the moving grid), ``overview.png``, ``report.html`` and ``report.json``;
         where the fixed image has millimetres also ``fused.nii.gz`` and ``aligned.nii.gz`` with its geometry and the
         moving image's values. Nothing fused where only alignment was asked for.
 
@@ -296,6 +302,7 @@ class FusionResult:
                         geometry=self.fixed.geometry,
                     )
             write_deformation(folder / "deformation.nii.gz", self.field)
+            write_deformation(folder / "deformation_inverse.nii.gz", self.inverse)
             sheet = overview(list(self.panels.values()), self.status, self.reasons, mode=self.options.mode)
             sheet.save(folder / "overview.png")
             page = render(self.report, self.panels, self.expected_error)
@@ -347,7 +354,7 @@ def fuse(
 
     Raises:
         ImageError: an input cannot be used.
-        RequestError: an unknown task, options that make no sense, or or that the weights cannot follow.
+        RequestError: an unknown task, options that make no sense, or that these weights cannot carry out.
     """
     options = FuseOptions(fusion, blend, colormap, weight_fixed, aligned, align_only, refine, mirrored)
     check_task(task)
@@ -382,6 +389,7 @@ def fuse(
     out: Output | Matched = look(*tensors, aligned_already=options.aligned, mirrored=options.mirrored, refine=steps)
     displacement = out.alignment.displacement[0].float().cpu()
     field = total_field(displacement, match, fixed.geometry, moving.geometry)
+    inverse = inverse_field(out.alignment.inverse[0].float(), match, fixed.geometry, moving.geometry)
     carried = apply_field(field, moving)
     fused, colour = None, None
     if not options.align_only:
@@ -389,8 +397,16 @@ def fuse(
         fused, colour = _picture(options, fixed, moving, carried, drawn)
     partner = has_partner(displacement, match, moving.geometry)
     evidence = measure_evidence(out, luma_fixed, luma_moving, partner=partner, aligned_already=options.aligned)
-    status, reasons = verdict(evidence, max(shape), trust=model.trust, fixed=fixed.modality)
-    chosen, how = _task(task, fixed, moving, out.representation)
+    seen = _seen_as(out.representation)
+    status, reasons = verdict(
+        evidence,
+        max(shape),
+        trust=model.trust,
+        fixed=fixed.modality,
+        seen=seen if moving.modality == Modality.UNKNOWN else None,
+        one_file=fixed.sha256 is not None and fixed.sha256 == moving.sha256,
+    )
+    chosen, how = _task(task, fixed, moving, seen[1])
     note = model.trust_note
     unusual = [name for name, used in (("refinement", options.refine), ("mirror images", options.mirrored)) if used]
     if unusual and model.trust is not None:
@@ -429,6 +445,7 @@ def fuse(
         fused=fused,
         aligned=carried,
         field=field,
+        inverse=inverse,
         expected_error=None if error is None else error[0, 0].float().cpu().numpy(),
         evidence=evidence,
         status=status,
@@ -474,10 +491,9 @@ def _picture_range(image: Image) -> tuple[tuple[float, float], PixelType]:
     A picture keeps its own values. A scan's stored type says nothing about its values (a CT of unsigned integers holds
     negative Hounsfield units), so it is shown between the limits that the network sees.
     """
-    largest = {"uint8": 255.0, "uint16": 65535.0}.get(image.dtype, 0.0)
-    picture = len(image.array) == 3 or not image.geometry.physical
-    if picture and image.array.min() >= 0 and image.array.max() <= largest:
-        return (0.0, largest), "uint8" if image.dtype == "uint8" else "uint16"
+    white = white_level(image)
+    if white is not None:
+        return (0.0, white), "uint8" if white == 255 else "uint16"
     scaling = fit_intensity(image)
     return (scaling.low, scaling.high), "uint8"
 
@@ -537,10 +553,17 @@ def _seen(image: Image, array: Array) -> Array:
     return np.concatenate([luma, split_colour(unit)[1]]).astype(np.float32)
 
 
-def _task(task: str, fixed: Image, moving: Image, representation: Representation) -> tuple[str, str]:
-    """The task and where it comes from."""
+def _seen_as(representation: Representation) -> tuple[Modality, Modality]:
+    """What the network takes the fixed and the moving image for."""
+    fixed, moving = (Modality(MODALITIES[int(logits[0].argmax())]) for logits in representation.logits)
+    return fixed, moving
+
+
+def _task(task: str, fixed: Image, moving: Image, seen: Modality) -> tuple[str, str]:
+    """The task and where it comes from; ``seen``: what the network takes the moving image for."""
     if task != AUTO:
-        return task, "request"
+        agreed = moving.modality in (Modality.UNKNOWN, TASKS[task])
+        return task, "request" if agreed else f"request; the file says {moving.modality}"
     if fixed.modality != Modality.MRI:
         return f"{moving.modality}-{fixed.modality}", "file"
     for name, modality in TASKS.items():
@@ -548,10 +571,7 @@ def _task(task: str, fixed: Image, moving: Image, representation: Representation
             return name, "file"
     if moving.modality == Modality.MRI:
         return MR_MR, "file"
-    odds = representation.logits[1][0].float().softmax(0)
-    index = int(odds.argmax())
-    name = MR_MR if MODALITIES[index] == Modality.MRI else f"{MODALITIES[index]}-mri"
-    return name, f"network ({float(odds[index]):.0%} sure)"
+    return MR_MR if seen == Modality.MRI else f"{seen}-mri", "network's guess"
 
 
 def measure_evidence(

@@ -87,12 +87,15 @@ def verdict(
     *,
     trust: Calibration | None = None,
     fixed: Modality = Modality.MRI,
+    seen: tuple[Modality, Modality] | None = None,
+    one_file: bool = False,
 ) -> tuple[str, list[str]]:
     """``("ok", [])`` or ``("suspect", reasons)``, each reason with what was measured and what was expected.
 
     ``trust``: the calibration of the weights (:mod:`bsafusion.trust`); without it, or where the evidence lacks what it
     needs (nothing was aligned), limits on the expected error and the similarity take its place. ``fixed``: what kind of
-    scan the fixed image is.
+    scan the fixed image is. ``seen``: what the network takes the fixed and the moving image for, where no file says
+    what the moving one is. ``one_file``: both images are the same file.
     """
     limits = limits or Limits()
     measured = asdict(evidence)
@@ -121,6 +124,13 @@ def verdict(
         reasons.append(
             f"the fixed image is a {fixed.upper()} by its file; the network knows MRI there: swap the images"
         )
+    elif seen is not None and seen[0] != Modality.MRI and seen[1] == Modality.MRI:
+        reasons.append(
+            f"the network takes the fixed image for a {seen[0].upper()} and the moving one for an MRI, but was trained "
+            "with the MRI as the fixed one: if that is what they are, swap the images"
+        )
+    if one_file:
+        reasons.append("the fixed and the moving image are the same file; check the paths")
     return ("suspect" if reasons else "ok"), reasons
 
 

@@ -28,7 +28,7 @@ LENGTHS = ("expected_error", "assessed_error", "nonaffine_mean")
 """Pixels in the evidence; compared as if the longer side had 256."""
 
 LOGARITHMS = ("assessed_error",)
-"""What is compared by its logarithm: twice as much counts alike everywhere."""
+"""What is compared on a log scale: a doubling counts the same at any size."""
 
 SAID = {
     "similarity_after": ("descriptor similarity", ".2f"),
