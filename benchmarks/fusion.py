@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bsafusion import metrics
 from bsafusion.datasets import TASKS, PairSet, read_pairs
+from bsafusion.metrics import fusion_metrics
 from bsafusion.pipeline import load_model
 from bsafusion.plain_fusion import FUSIONS
 
@@ -46,7 +46,7 @@ def main() -> None:
             a, b = (255 * image.astype(np.float64) for image in (fixed, moving))
             for name, image in fused.items():
                 f = np.round(255 * image.astype(np.float64))
-                rows.setdefault(name, []).append([getattr(metrics, metric)(a, b, f) for metric in NAMES])
+                rows.setdefault(name, []).append(list(fusion_metrics(a, b, f, NAMES).values()))
         means = {name: dict(zip(NAMES, np.mean(values, axis=0).tolist(), strict=True)) for name, values in rows.items()}
 
         def beaten(metric: str, others: list[str], means: dict[str, dict[str, float]] = means) -> bool:

@@ -5,6 +5,7 @@ OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/metrics_speed.py
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import time
@@ -19,6 +20,7 @@ RUNS = 20
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rng = np.random.default_rng(0)
     smooth = [ndimage.gaussian_filter(rng.normal(size=(SIDE, SIDE)), 4) for _ in range(2)]
     fixed, moving = (np.round((image - image.min()) * 255 / np.ptp(image)) for image in smooth)

@@ -22,6 +22,9 @@ from bsafusion.evaluation import Method, Prediction, Predictor, read_fields, sco
 from bsafusion.models.bsafusion import BSAFusionCfg
 from bsafusion.training import TrainingCfg
 from conftest import SIDE
+from pairs import snapshot
+
+CFG = TrainingCfg(steps=1, batch=2, side=SIDE, precision="float32", warmup=1)
 
 
 def pair(task: str, case: str, index: int = 0) -> Pair:
@@ -57,8 +60,7 @@ def trained(
     pairs_csv: Path, training_cfg: BSAFusionCfg, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Folds]:
     out = tmp_path_factory.mktemp("folds")
-    cfg = TrainingCfg(steps=1, batch=2, side=SIDE, precision="float32", warmup=1)
-    return out, train_folds(pairs_csv, out, 2, cfg=cfg, model_cfg=training_cfg)
+    return out, train_folds(pairs_csv, out, 2, cfg=CFG, model_cfg=training_cfg)
 
 
 def test_no_network_sees_a_slice_of_its_held_out_patients(pairs_csv: Path, trained: tuple[Path, Folds]) -> None:
@@ -71,6 +73,27 @@ def test_no_network_sees_a_slice_of_its_held_out_patients(pairs_csv: Path, train
     slices = read_pairs(out / "folds" / "slices" / "pairs.csv")
     assert [(p.task, p.id) for p in slices] == [(p.task, p.id) for p in read_pairs(pairs_csv, split="train")]
     assert all(p.fixed.is_file() for p in slices)
+
+
+def test_another_number_of_folds_or_other_pairs_in_the_same_folder_are_refused(
+    pairs_csv: Path, trained: tuple[Path, Folds], training_cfg: BSAFusionCfg, tmp_path: Path
+) -> None:
+    """``fold-1`` of three has seen patients that ``fold-1`` of two is tested on."""
+    out, _ = trained
+    before = snapshot(out)
+    with pytest.raises(EvaluationError, match=r"folds was made with other settings \(folds: 2 there, 3 now\)"):
+        train_folds(pairs_csv, out, 3, cfg=CFG, model_cfg=training_cfg)
+    with pairs_csv.open(newline="") as handle:
+        rows = [
+            [Path(pairs_csv.parent, cell) if cell.endswith(".png") else cell for cell in row]
+            for row in csv.reader(handle)
+        ]
+    rows[1][3] = rows[3][3]
+    with (tmp_path / "pairs.csv").open("w", newline="") as handle:
+        csv.writer(handle).writerows(rows)
+    with pytest.raises(EvaluationError, match=r"pairs_sha256: \w+… there, \w+… now"):
+        train_folds(tmp_path / "pairs.csv", out, 2, cfg=CFG, model_cfg=training_cfg)
+    assert snapshot(out) == before
 
 
 def test_the_trainings_differ_and_the_evaluation_runs(pairs_csv: Path, trained: tuple[Path, Folds]) -> None:

@@ -58,6 +58,21 @@ def test_a_step_never_asks_the_device(preset: str, parts: Any, monkeypatch: pyte
     assert all(p.grad is not None for n, p in model.named_parameters() if is_trained(n, parts) and "chroma" not in n)
 
 
+@pytest.mark.parametrize(
+    ("device", "local_rank", "expected"),
+    [
+        ("cuda", None, "cuda:0"),
+        ("cuda", "0", "cuda:0"),
+        ("cuda", "3", "cuda:3"),
+        ("cuda:1", "3", "cuda:1"),
+        ("cpu", "3", "cpu"),
+        ("mps", None, "mps"),
+    ],
+)
+def test_each_process_has_a_gpu_of_its_own(device: str, local_rank: str | None, expected: str) -> None:
+    assert str(cuda.device_of_process(device, local_rank)) == expected
+
+
 def test_a_step_of_the_cpu_is_drawn_when_it_is_wanted() -> None:
     drawn: list[int] = []
 

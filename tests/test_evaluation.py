@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from bsafusion import evaluation
@@ -37,12 +38,13 @@ from bsafusion.evaluation import (
 )
 from bsafusion.io import read_image, write_image
 from bsafusion.metrics import PAPER_METRICS, endpoint_error, summarise
-from bsafusion.models.bsafusion import BSAFusion
+from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.scoring import score_one
 from bsafusion.trust import Calibration, alignment_sha256, calibration_file
+from bsafusion.weights import save
 from conftest import SIDE
-from pairs import known_network, known_weights, snapshot
+from pairs import known_network, known_weights, record_of, snapshot
 
 CFG = EvaluationCfg(side=SIDE, suites=("paper", "corrupted"), draws=2, fusions=("maximum", "average"))
 MINE = Method("mine", "registration", "")
@@ -247,13 +249,25 @@ def test_what_is_there_is_kept_and_what_is_missing_is_added(
     assert {Path(name).name for name in after.keys() - before.keys()} == {"fused-laplacian.png"}
 
 
-def test_jobs_change_no_byte(pairs_csv: Path, benchmark: Benchmark, tmp_path: Path) -> None:
-    def timeless(inputs: Inputs) -> Prediction:
-        return still(inputs)._replace(seconds=1.0)
+def test_jobs_change_no_byte(
+    pairs_csv: Path,
+    benchmark: Benchmark,
+    tmp_path: Path,
+    small_cfg: BSAFusionCfg,
+    randomise: Callable[[nn.Module], nn.Module],
+) -> None:
+    network: Any = randomise(BSAFusion(small_cfg))
+    save(tmp_path, "random", network.state_dict(), **record_of(network))
+    with open_method(Method("ours", "network", str(tmp_path / "random.safetensors"))) as (predictor, _):
 
-    predict(benchmark, tmp_path / "one", timeless)
-    predict(Benchmark(pairs_csv, replace(CFG, jobs=3)), tmp_path / "three", timeless)
+        def timeless(inputs: Inputs) -> Prediction:
+            return predictor(inputs)._replace(seconds=1.0)
+
+        predict(benchmark, tmp_path / "one", timeless)
+        predict(Benchmark(pairs_csv, replace(CFG, jobs=3)), tmp_path / "three", timeless)
     assert snapshot(tmp_path / "one") == snapshot(tmp_path / "three")
+    fields = [read_fields(path.parent)[0] for path in (tmp_path / "one").rglob("field.npz")]
+    assert len({field.tobytes() for field in fields}) == len(fields)  # what a network sees, its field depends on
 
 
 def test_predictions_made_with_other_settings_are_refused_by_name(
@@ -298,6 +312,16 @@ def test_a_network_s_own_fusion_field_and_verdict_are_stored(benchmark: Benchmar
         assert row["status"] == "suspect"  # it expects to be far off
         assert row["expected_error"] == pytest.approx(30, rel=0.01)
         assert row["seconds"] > 0
+
+
+def test_predictions_of_another_device_are_refused(benchmark: Benchmark, tmp_path: Path) -> None:
+    method = Method("ours", "network", str(known_weights(tmp_path)))
+    predict_methods(benchmark, tmp_path / "out", [method])
+    path = tmp_path / "out" / "predictions" / "ours" / "settings.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "device": "cuda"}))
+    with pytest.raises(EvaluationError, match=r"other settings \(device: cuda there, cpu now\)"):
+        predict_methods(benchmark, tmp_path / "out", [method])
 
 
 def test_a_network_sees_the_colours_that_are_not_damaged(

@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import json
 import math
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from torch import Tensor, nn
 
@@ -39,6 +41,7 @@ from bsafusion.training import (
     train,
     validate,
 )
+from pairs import snapshot
 
 CPU = torch.device("cpu")
 EVERY_TERM = tuple(f.name for f in fields(LossWeights) if f.name != "assessment")  # that one comes alone
@@ -94,6 +97,17 @@ def test_the_learning_rate_by_hand() -> None:
         ({"steps": 0}, "steps 0"),
         ({"batch": 0}, "batch 0"),
         ({"suites": ("huge",)}, "huge.*paper, rigid, large"),
+        ({"suites": ()}, "no suites; expected some of paper, rigid, large"),
+        ({"validate_every": 0}, "validate_every 0: expected at least 1"),
+        ({"checkpoint_every": -1}, "checkpoint_every -1"),
+        ({"log_every": 0}, "log_every 0"),
+        ({"warmup": -1}, "warmup -1: expected at least 0"),
+        ({"weight_decay": -0.1}, "weight_decay -0.1"),
+        ({"lr": 0.0}, "lr 0.0: expected a number above 0"),
+        ({"lr": math.nan}, "lr nan"),
+        ({"clip": 0.0}, "clip 0.0"),
+        ({"aligned_share": -0.1}, "aligned_share -0.1: expected at least 0"),
+        ({"aligned_share": 1.1}, "aligned_share 1.1: expected at most 1"),
         ({"optimizer": "sgd"}, "'sgd'.*muon or adamw"),
         ({"crop": 100}, "crop 100.*multiple of 16"),
         ({"crop": 512}, "crop 512"),
@@ -180,6 +194,18 @@ def test_each_part_has_its_terms(parts: Any, expected: set[str], held_out: PairS
     terms, figures = Objective(BSAFusion(training_cfg), replace(SHORT, parts=parts))(batch, truly_aligned=False)
     assert set(terms) == expected
     assert ("epe" in figures) == (parts == "alignment")
+
+
+@pytest.mark.parametrize(("parts", "asked"), [("all", True), ("alignment", True), ("fusion", False)])
+def test_the_judge_is_asked_only_where_its_answer_counts(
+    parts: Any, asked: bool, held_out: PairSet, training_cfg: BSAFusionCfg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = validation_batch(held_out, [0], MISALIGNMENTS["paper"], draw=0, device=CPU)
+    model = BSAFusion(training_cfg).train()
+    calls: list[int] = []
+    model.representation.judge.register_forward_hook(lambda *_: calls.append(1))
+    Objective(model, replace(SHORT, parts=parts))(batch, truly_aligned=False)
+    assert bool(calls) == asked
 
 
 def test_fusion_learns_to_draw_from_truly_aligned_images(held_out: PairSet, training_cfg: BSAFusionCfg) -> None:
@@ -387,6 +413,78 @@ def test_a_network_of_other_shapes_in_the_same_folder_is_refused(
     wider = replace(training_cfg, fusion=replace(training_cfg.fusion, hidden=8))
     with pytest.raises(ValueError, match="other options"):
         train(pairs_csv, out, model_cfg=wider, cfg=SHORT)
+
+
+def copied_pairs(source: Path, folder: Path) -> Path:
+    """The same pairs in another place."""
+    folder.mkdir()
+    for path in source.parent.glob("*.png"):
+        shutil.copy(path, folder)
+    return shutil.copy(source, folder / "pairs.csv")
+
+
+def other_image(pairs: Path) -> None:
+    (pairs.parent / "0-mri.png").write_bytes((pairs.parent / "2-mri.png").read_bytes())
+
+
+def other_case(pairs: Path) -> None:
+    pairs.write_text(pairs.read_text().replace(",case0,", ",case2,"))
+
+
+def fewer_held_out(pairs: Path) -> None:
+    pairs.write_text(pairs.read_text().replace("7,val,", "7,test,"))
+
+
+@pytest.mark.parametrize("change", [other_image, other_case, fewer_held_out])
+def test_other_data_in_the_same_folder_are_refused(
+    change: Callable[[Path], None], finished: Finished, pairs_csv: Path, tmp_path: Path, training_cfg: BSAFusionCfg
+) -> None:
+    out, best, _ = finished
+    pairs = copied_pairs(pairs_csv, tmp_path / "elsewhere")
+    assert train(pairs, out, model_cfg=training_cfg, cfg=SHORT) == best
+    before = snapshot(out)
+    change(pairs)
+    with pytest.raises(ValueError, match="holds a run that saw other pairs"):
+        train(pairs, out, model_cfg=training_cfg, cfg=SHORT)
+    assert snapshot(out) == before
+
+
+def test_a_checkpoint_that_does_not_say_its_data_is_refused(
+    pairs_csv: Path, tmp_path: Path, training_cfg: BSAFusionCfg
+) -> None:
+    train(pairs_csv, tmp_path, model_cfg=training_cfg, cfg=SHORT, until=1)
+    path = tmp_path / "checkpoint.safetensors"
+    memory = read_memory(path)
+    del memory["pairs_sha256"]
+    save_file(load_file(path), path, metadata={"memory": json.dumps(memory)})
+    with pytest.raises(ValueError, match="earlier version, which does not say what pairs it saw"):
+        train(pairs_csv, tmp_path, model_cfg=training_cfg, cfg=SHORT)
+
+
+def test_steps_that_a_crash_lost_are_logged_once(
+    finished: Finished, pairs_csv: Path, tmp_path: Path, training_cfg: BSAFusionCfg
+) -> None:
+    """The run dies at step 4, two steps after its last checkpoint, in the middle of a line of its log."""
+
+    class Crash(Exception):
+        pass
+
+    def die(step: int, _: dict[str, float]) -> None:
+        if step == 4:
+            raise Crash
+
+    with pytest.raises(Crash):
+        train(pairs_csv, tmp_path, model_cfg=training_cfg, cfg=SHORT, on_step=die)
+    log = tmp_path / "log.jsonl"
+    assert '"step": 3' in log.read_text()
+    with log.open("a") as handle:
+        handle.write('{"kind": "train", "st')
+    train(pairs_csv, tmp_path, model_cfg=training_cfg, cfg=SHORT)
+    told, whole = (
+        [(e["kind"], e["step"]) for e in map(json.loads, (folder / "log.jsonl").read_text().splitlines())]
+        for folder in (tmp_path, finished[0])
+    )
+    assert told == whole
 
 
 def test_another_seed_is_another_run(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from bsafusion import pipeline, weights
+from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg
 from bsafusion.report import Evidence, describe_trust, verdict
 from bsafusion.report_page import words
 from bsafusion.training import FUSION_PARAMETERS
@@ -181,20 +184,32 @@ def test_the_hash_does_not_depend_on_the_memory_format() -> None:
     assert alignment_sha256(network.to(memory_format=torch.channels_last)) == alignment_sha256(known_network())
 
 
-def test_no_field_depends_on_what_the_hash_leaves_out() -> None:
+def test_no_evidence_depends_on_what_the_hash_leaves_out(
+    small_cfg: BSAFusionCfg, randomise: Callable[[nn.Module], nn.Module]
+) -> None:
     assert set(FUSION_PARAMETERS) <= set(NOT_FOR_ALIGNMENT)
-    network = known_network((2.0, 1.0))
-    fixed, moving = torch.rand(2, 1, 1, 65, 65)
-    before = network.predict(fixed, moving).alignment
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if name.startswith(NOT_FOR_ALIGNMENT):
-                parameter.add_(1)
-    after = network.predict(fixed, moving).alignment
-    assert torch.equal(before.displacement, after.displacement)
-    assert before.similarity is not None
-    assert after.similarity is not None
-    assert torch.equal(before.similarity[1], after.similarity[1])
+    network: Any = randomise(BSAFusion(small_cfg))
+    network.alignment.start_assessing()
+    pair = torch.rand(2, 1, 1, 65, 65)
+
+    def evidence() -> dict[str, Tensor]:
+        found = network.predict(*pair).alignment
+        maps = {name: getattr(found, name) for name in ("displacement", "inverse", "expected_error", "assessed_error")}
+        return {**maps, "similarity": found.similarity[1]}
+
+    def raise_all(chosen: Callable[[str], bool]) -> None:
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if chosen(name):
+                    parameter.add_(1)
+
+    before = evidence()
+    assert before["displacement"].std() > 0.1
+    raise_all(lambda name: name.startswith(NOT_FOR_ALIGNMENT))
+    after = evidence()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    raise_all(lambda name: not name.startswith(NOT_FOR_ALIGNMENT))
+    assert not any(torch.equal(before[name], value) for name, value in evidence().items())
 
 
 def written(tmp_path: Path, text: str) -> Path:

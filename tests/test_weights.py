@@ -66,6 +66,20 @@ def test_a_record_survives_json(saved: Path) -> None:
     assert BSAFusionCfg.from_dict(dict(record.config)) == load(str(saved))[0].cfg
 
 
+def test_weights_that_cannot_be_written_leave_what_was_there(
+    model: BSAFusion, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in saved.parent.iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(WeightsRecord, "to_json", full)
+    with pytest.raises(OSError, match="no space"):
+        save(saved.parent, "mine", model.state_dict(), config=model.cfg.to_dict(), **CARD | {"steps": 8})
+    assert {path.name: path.read_bytes() for path in saved.parent.iterdir()} == before
+
+
 def test_saving_again_replaces_both_files(model: BSAFusion, saved: Path) -> None:
     before = saved.read_bytes()
     state = {name: value + 1 for name, value in model.state_dict().items()}

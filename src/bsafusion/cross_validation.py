@@ -15,10 +15,10 @@ from pathlib import Path
 
 from bsafusion.benchmark import Benchmark, EvaluationError
 from bsafusion.datasets import Pair, case_folds, read_pairs
-from bsafusion.evaluation import Method, open_method, predict_method
+from bsafusion.evaluation import Method, claim_folder, open_method, predict_method
 from bsafusion.io import write_whole
 from bsafusion.models.bsafusion import BSAFusionCfg
-from bsafusion.training import TrainingCfg, train
+from bsafusion.training import TrainingCfg, pairs_sha256, train
 from bsafusion.weights import file_sha256
 
 SAME, NEW = "same-patients", "new-patients"
@@ -52,7 +52,8 @@ def train_folds(
         on_step: called after every step with the run's name, the step and its figures.
 
     Raises:
-        EvaluationError: pairs without a case.
+        EvaluationError: pairs without a case, or ``out/folds`` holds another number of folds or folds of other pairs,
+            whose networks have seen patients that they would be tested on.
         ValueError: fewer cases than folds in a task, or what ``training.train`` raises.
     """
     everything = read_pairs(pairs)
@@ -60,6 +61,7 @@ def train_folds(
     if nameless is not None:
         raise EvaluationError(f"{pairs}: {nameless.task} {nameless.id} has no case; name the patient in column case")
     of_case = case_folds(everything, count)
+    claim_folder(out / "folds", {"folds": count, "pairs_sha256": pairs_sha256(everything)})
     training = [pair for pair in everything if pair.split == "train"]
     runs = {"slices": training}
     for fold in range(count):
@@ -101,6 +103,6 @@ def predict_folds(
         name = NEW if index else SAME
         chosen = [c for c in cases if not index or folds.of_case[benchmark.pair(c).case] == index - 1]
         with open_method(Method(name, "network", str(path)), device=device) as (predictor, settings):
-            made_with = {**settings, **known, "weights": "last"} if index else settings
+            made_with = {**settings, **known} if index else settings
             predict_method(benchmark, out, name, predictor, made_with, cases=chosen, on_case=on_case)
     return [Method(name, "network", "") for name in METHODS]

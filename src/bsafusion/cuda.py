@@ -25,6 +25,11 @@ WARM_UP = 3
 """Steps before recording, in which libraries choose their kernels."""
 
 
+def device_of_process(device: str, local_rank: str | None) -> torch.device:
+    """``cuda`` is the first GPU, or under ``torchrun``, which numbers a machine's processes, the one of that number."""
+    return torch.device("cuda", int(local_rank or 0)) if device == "cuda" else torch.device(device)
+
+
 def tensors_of(nested: Any) -> list[Tensor]:
     """The tensors of a tuple of tensors and tuples, in order."""
     return [nested] if isinstance(nested, Tensor) else [t for part in nested for t in tensors_of(part)]

@@ -181,6 +181,7 @@ def open_method(method: Method, *, jobs: int = 1, device: str = "cpu") -> Iterat
                 "weights_sha256": model.record.sha256,
                 "calibration_sha256": None if model.trust is None else model.trust.sha256,
                 "preset": model.record.preset,
+                "device": model.device,
                 "versions": {name: importlib.metadata.version(name) for name in ("bsafusion", "torch")},
             },
         )
@@ -422,11 +423,6 @@ def score_methods(
             if on_pair:
                 on_pair()
     return rows
-
-
-def count_pairs(benchmark: Benchmark, methods: Sequence[Method]) -> int:
-    """How often :func:`score_methods` calls ``on_pair``."""
-    return sum(len(_by_pair(_cases_of(benchmark, method))) for method in methods)
 
 
 def _cases_of(benchmark: Benchmark, method: Method) -> list[Case]:

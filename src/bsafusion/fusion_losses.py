@@ -76,9 +76,9 @@ def _sobel_kernels(like: Tensor) -> Tensor:
     return torch.stack([kernel, kernel.T.flip(0)])[:, None]
 
 
-def structure_loss(fused: Tensor, fixed: Tensor, moving: Tensor, mu: float = 1.0) -> Tensor:
-    """L_struct; ``mu`` balances the two sources (as published: the last epoch's ratio of the two)."""
-    return (1 - ssim(fixed, fused)).mean() + mu * (1 - ssim(moving, fused)).mean()
+def structure_losses(fused: Tensor, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
+    """The two parts of L_struct, of the fixed and of the moving image."""
+    return (1 - ssim(fixed, fused)).mean(), (1 - ssim(moving, fused)).mean()
 
 
 def gradient_loss(fused: Tensor, fixed: Tensor, moving: Tensor) -> Tensor:

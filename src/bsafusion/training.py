@@ -8,10 +8,11 @@ optimizer moments and, in the header, the step and what else the loop remembers.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bsafusion import cuda, datasets, fusion_losses, losses, weights
-from bsafusion.datasets import MISALIGNMENTS, TASKS, Batch, Mix, PairSet
+from bsafusion.datasets import MISALIGNMENTS, TASKS, Batch, Mix, Pair, PairSet
 from bsafusion.deformation import warp
 from bsafusion.failures import Doubtful, draw_doubtful
 from bsafusion.io import write_image, write_whole
@@ -99,11 +100,20 @@ class TrainingCfg:
             raise ValueError(f"crop {self.crop}: expected a multiple of 16 up to side {self.side}, or 0 for no crop")
         if self.fusion_reference not in ("aligned", "truth"):
             raise ValueError(f"fusion_reference {self.fusion_reference!r}: expected aligned or truth")
-        if self.steps < 1 or self.batch < 1:
-            raise ValueError(f"steps {self.steps}, batch {self.batch}: expected at least 1 of each")
+        counts = ("steps", "batch", "validate_every", "checkpoint_every", "log_every")
+        least = dict.fromkeys(counts, 1) | dict.fromkeys(("warmup", "weight_decay", "aligned_share"), 0)
+        for name, value in least.items():
+            if not getattr(self, name) >= value:
+                raise ValueError(f"{name} {getattr(self, name)}: expected at least {value}")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} {getattr(self, name)}: expected a number above 0")
+        if self.aligned_share > 1:
+            raise ValueError(f"aligned_share {self.aligned_share}: expected at most 1")
         unknown = set(self.suites) - set(MISALIGNMENTS)
-        if unknown:
-            raise ValueError(f"unknown suites {sorted(unknown)}; expected some of {', '.join(MISALIGNMENTS)}")
+        if unknown or not self.suites:
+            wrong = f"unknown suites {sorted(unknown)}" if unknown else "no suites"
+            raise ValueError(f"{wrong}; expected some of {', '.join(MISALIGNMENTS)}")
 
 
 def learning_rate(step: int, cfg: TrainingCfg) -> float:
@@ -190,7 +200,8 @@ class Objective:
     def __init__(self, model: BSAFusion, cfg: TrainingCfg) -> None:
         self.model, self.cfg, self.mu = model, cfg, 1.0
         self.wanted = losses.active(cfg.weights)
-        model.representation.judging = "ce2" in self.wanted
+        self.aligning, self.fusing = cfg.parts in ("all", "alignment"), cfg.parts in ("all", "fusion")
+        model.representation.judging = self.aligning and "ce2" in self.wanted
         if cfg.parts == "assessment":
             model.alignment.start_assessing()
 
@@ -219,41 +230,36 @@ class Objective:
         return {name: value.detach() for name, value in {"loss": loss, **terms, **figures}.items()}
 
     def __call__(self, batch: Batch, *, truly_aligned: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Terms to be weighted and summed, and figures to be shown."""
+        """Terms to be weighted and summed, and figures to be shown; ``truly_aligned``: fusion sees the truth."""
         cfg, model = self.cfg, self.model
-        fusing, aligning = cfg.parts in ("all", "fusion"), cfg.parts in ("all", "alignment")
         moving = batch.truth if truly_aligned else batch.moving
         with self.autocast(batch.fixed.device):
-            with contextlib.nullcontext() if aligning else torch.no_grad():
-                matched = model.match(batch.fixed, moving)
+            with contextlib.nullcontext() if self.aligning else torch.no_grad():
+                matched = model.match(batch.fixed, moving, aligned_already=truly_aligned)
             alignment = matched.alignment
-            if fusing:
-                if not aligning:  # with gradients: the shallow features of the default preset serve fusion alone
+            if self.fusing:
+                if not self.aligning:  # with gradients: the shallow features of the default preset serve fusion alone
                     matched = model.see_again(batch.fixed, moving, matched)
-                field = alignment.displacement
-                if truly_aligned:
-                    field = torch.zeros_like(field)
-                fused, aligned = model.fuse(batch.fixed, moving, matched, field)
+                fused, aligned = model.fuse(batch.fixed, moving, matched, alignment.displacement)
         terms: dict[str, Tensor] = {}
         figures: dict[str, Tensor] = {}
-        if aligning:
-            known = torch.zeros_like(batch.known) if truly_aligned else batch.known
+        if self.aligning:
             weight = batch.mask * 0.98 + 0.02  # outside the head the field follows, but hardly counts
-            terms["field"], error = losses.field_loss(alignment, known, weight)
+            terms["field"], error = losses.field_loss(alignment, batch.known, weight)
             figures["epe"] = error
             terms["smooth"] = losses.smooth_loss(alignment)
             terms["ce1"], terms["ce2"] = losses.modality_losses(
                 matched.representation, batch.modality_fixed, batch.modality_moving, confuse="ce2" in self.wanted
             )
             if "match" in self.wanted and any(s.match_logits is not None for s in alignment.steps):
-                terms["match"] = losses.match_loss(alignment, known, batch.mask)
+                terms["match"] = losses.match_loss(alignment, batch.known, batch.mask)
             if "error" in self.wanted:
-                terms["error"] = losses.error_loss(alignment, known, batch.mask)
+                terms["error"] = losses.error_loss(alignment, batch.known, batch.mask)
             if "consistency" in self.wanted:
                 height, width = moving.shape[-2:]
                 warped = warp(moving[:, :1], alignment.displacement[..., :height, :width])
                 terms["consistency"] = losses.consistency_loss(warped, batch.truth[:, :1])
-        if fusing:
+        if self.fusing:
             shown = batch.truth[:, :1] if cfg.fusion_reference == "truth" else aligned.detach()
             terms |= self.fusion_terms(fused, batch.fixed, shown)
         return {name: term for name, term in terms.items() if name in self.wanted}, figures
@@ -263,7 +269,7 @@ class Objective:
         sources, wanted = (fixed, moving), self.wanted
         terms: dict[str, Tensor] = {}
         if "structure" in wanted:
-            unlike_fixed, unlike_moving = ((1 - fusion_losses.ssim(source, fused)).mean() for source in sources)
+            unlike_fixed, unlike_moving = fusion_losses.structure_losses(fused, *sources)
             terms["structure"] = unlike_fixed + self.mu * unlike_moving
             if self.cfg.adapt_mu and fused.requires_grad:
                 ratio = mean_over_processes(unlike_moving.detach() / unlike_fixed.detach().clamp(min=1e-6))
@@ -465,6 +471,16 @@ def start_from(model: BSAFusion, path: str) -> list[str]:
 
 # --- the loop -------------------------------------------------------------------------------------
 
+
+def pairs_sha256(pairs: Sequence[Pair]) -> str:
+    """Of what pairs show and how they are told apart, in their order; where their files lie does not count."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        files = [weights.file_sha256(path) for path in (pair.fixed, pair.moving)]
+        digest.update(json.dumps([pair.task, pair.id, pair.split, pair.case, *files]).encode())
+    return digest.hexdigest()
+
+
 Report = Callable[[int, dict[str, float]], None]
 
 
@@ -496,14 +512,16 @@ def train(
         The path of the best weights, or of the last ones where there is no validation split.
 
     Raises:
-        ValueError: the run found in ``out`` has other options.
+        ValueError: the run found in ``out`` has other options or saw other data.
     """
     cfg, model_cfg = cfg or TrainingCfg(), model_cfg or PRESETS["default"]()
     if working_shape((cfg.side, cfg.side), model_cfg.working_side) != (cfg.side, cfg.side):
         raise ValueError(
             f"side {cfg.side} is not near working_side {model_cfg.working_side}; train at the working size"
         )
-    where, started = torch.device(device), time.perf_counter()
+    where, started = cuda.device_of_process(device, os.environ.get("LOCAL_RANK")), time.perf_counter()
+    if where.type == "cuda":
+        torch.cuda.set_device(where)  # for what takes the current one: NCCL, recording
     with processes(where) as (rank, world):
         if cfg.batch % world:
             raise ValueError(f"batch {cfg.batch} does not divide among {world} processes; choose a multiple")
@@ -525,21 +543,15 @@ def train(
 
         checkpoint = out / "checkpoint.safetensors"
         options = json.loads(json.dumps({"training": asdict(cfg), "model": model_cfg.to_dict(), "init": init}))
+        seen = pairs_sha256([*data.pairs, *held_out])
         step, best = 0, float("inf")
         if checkpoint.is_file():
             memory = read_memory(checkpoint)
-            if memory["options"] != options:
-                changed = sorted(
-                    k for k in options["training"] if memory["options"]["training"].get(k) != options["training"][k]
-                )
-                raise ValueError(
-                    f"{out} holds a run with other options ({', '.join(changed) or 'model or init'} differ); "
-                    "choose another folder or the same options"
-                )
+            _check_same_run(out, memory, options, seen)
             load_checkpoint(checkpoint, model, optimizer)
             step, best, objective.mu = memory["step"], memory["best"], memory["mu"]
         out.mkdir(parents=True, exist_ok=True)
-        board = _Board(out) if rank == 0 else None
+        board = _Board(out, step) if rank == 0 else None
 
         def keep(name: str, figures: dict[str, float]) -> None:
             weights.save(
@@ -591,10 +603,10 @@ def train(
                     board.log("train", step, figures)
                 if val is not None and (step % cfg.validate_every == 0 or step == cfg.steps):
                     measured, score = {}, 0.0
-                    if cfg.parts in ("all", "alignment"):
+                    if objective.aligning:
                         measured = validate(model, val, cfg.suites, device=where)
                         score = alignment_score(measured)
-                    if cfg.parts in ("all", "fusion"):
+                    if objective.fusing:
                         measured["fusion_loss"] = fusion_score(objective, val, device=where)
                         score = score + measured["fusion_loss"]
                     if cfg.parts == "assessment":
@@ -605,7 +617,8 @@ def train(
                         best = score
                         keep("best", measured)
                 if step % cfg.checkpoint_every == 0 or step == last:
-                    memory = {"options": options, "step": step, "best": best, "mu": objective.mu}
+                    memory = {"options": options, "pairs_sha256": seen}
+                    memory |= {"step": step, "best": best, "mu": objective.mu}
                     save_checkpoint(checkpoint, model, optimizer, memory)
             if world > 1:
                 dist.barrier()  # the others wait while the first validates
@@ -617,11 +630,39 @@ def train(
         return out / ("best.safetensors" if (out / "best.safetensors").is_file() else "last.safetensors")
 
 
-class _Board:
-    """Where figures go: a JSON line each, and tensorboard where it is installed."""
+def _check_same_run(out: Path, memory: dict[str, Any], options: dict[str, Any], seen: str) -> None:
+    """Raise ``ValueError`` unless the run in ``out``, of which ``memory`` tells, has these options and pairs."""
+    there, here = memory["options"], options
+    if there != here:
+        changed = sorted(k for k in here["training"] if there["training"].get(k) != here["training"][k])
+        raise ValueError(
+            f"{out} holds a run with other options ({', '.join(changed) or 'model or init'} differ); "
+            "choose another folder or the same options"
+        )
+    if "pairs_sha256" not in memory:
+        raise ValueError(
+            f"{out} holds a run of an earlier version, which does not say what pairs it saw; choose another folder"
+        )
+    if memory["pairs_sha256"] != seen:
+        raise ValueError(
+            f"{out} holds a run that saw other pairs (rows of train and val, or the bytes of their images, differ); "
+            "choose another folder or the same pairs"
+        )
 
-    def __init__(self, out: Path) -> None:
+
+class _Board:
+    """Where figures go: a JSON line each, and tensorboard where it is installed.
+
+    What ``log.jsonl`` says of steps after ``step``, from where the run goes on, is dropped: they come again.
+    """
+
+    def __init__(self, out: Path, step: int) -> None:
         self.out = out
+        log = out / "log.jsonl"
+        if log.is_file():
+            lines = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            with write_whole(log) as aside:
+                aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -647,3 +688,11 @@ class _Board:
         write_image(self.out / f"val_{step:06d}.png", grid.numpy()[None], value_range=(0, 1))
         if self.writer is not None:
             self.writer.add_image("val/fixed, moving, aligned, fused", grid[None], step)
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of the log; infinite for one that a crash has cut short."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return float("inf")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -133,14 +132,13 @@ def save(folder: Path, name: str, state: Mapping[str, Tensor], **card: Any) -> W
     """Write ``NAME.safetensors`` and its record into ``folder``, each whole or not at all."""
     from safetensors.torch import save_file
 
+    from bsafusion.io import write_whole
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
-    aside = path.with_name(path.name + ".part")
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, aside)
-    aside.chmod(0o644)  # safetensors makes it readable by its owner alone
-    record = WeightsRecord(name=name, file=path.name, sha256=file_sha256(aside), **card)
-    card_aside = path.with_suffix(".json.part")
-    card_aside.write_text(record.to_json(), encoding="utf-8")
-    os.replace(aside, path)
-    os.replace(card_aside, path.with_suffix(".json"))
+    with write_whole(path.with_suffix(".json")) as card_aside, write_whole(path) as aside:
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, aside)
+        aside.chmod(0o644)  # safetensors makes it readable by its owner alone
+        record = WeightsRecord(name=name, file=path.name, sha256=file_sha256(aside), **card)
+        card_aside.write_text(record.to_json(), encoding="utf-8")
     return record
