@@ -16,7 +16,7 @@ ROOT = Path(bsafusion.__file__).parent
 # Each module imports only from the rows above its own. A module that is in no row has no place yet: give it one.
 ORDER = (
     {"competitor_worker", "cuda", "image", "memory", "samples"},
-    {"colour", "competitors", "deformation", "metrics", "plain_fusion"},
+    {"colour", "competitors", "deformation", "metrics", "page", "plain_fusion"},
     {"io"},
     {"preprocessing"},
     {"models", "models.layers"},
@@ -34,7 +34,7 @@ ORDER = (
     {"pipeline"},
     {"batch", "evaluation"},
     {"training", "evaluation_tables"},
-    {"options", "cross_validation", "evaluation_page", "export"},
+    {"options", "cross_validation", "evaluation_page"},
     {"viewer"},
     {"cli"},
     {"__main__", ""},

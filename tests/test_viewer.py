@@ -114,6 +114,82 @@ def wait(client: Any, job: str) -> dict[str, Any]:
     raise AssertionError("the job did not end")
 
 
+# --- the page's script, without a browser ---
+
+STATIC = Path(server.__file__).parent / "static"
+PAGE_SCRIPT = """
+const vm = require("node:vm"), fs = require("node:fs");
+const elements = {};
+const element = () => ({ dataset: {}, validity: {}, value: "", querySelector: element, append() {} });
+const document = {
+  getElementById: (id) => (elements[id] ||= element()), querySelector: element, querySelectorAll: () => [],
+  body: element(),
+};
+const page = vm.createContext({ document, performance, setTimeout, URLSearchParams, window: {}, console });
+for (const name of ["stage.js", "app.js"]) {
+  vm.runInContext(fs.readFileSync(`${process.argv[1]}/${name}`, "utf8").replace(/^start\\(\\);$/m, ""), page);
+}
+vm.runInContext(process.argv[2], page);
+"""
+
+
+def in_page(script: str) -> Any:
+    """What ``script`` says, run after the page's own scripts with nothing to draw on."""
+    command = ["node", "-e", PAGE_SCRIPT, str(STATIC), f"(async () => {{{script}}})()"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="no node on the PATH")
+
+
+@needs_node
+@pytest.mark.parametrize("wait", ["", "await sleep(120);"], ids=["at once", "while it runs"])
+def test_a_second_pair_does_not_lose_the_result_of_the_first(wait: str) -> None:
+    told = in_page(f"""
+      const opened = [];
+      let asked = 0;
+      open = async (key) => opened.push(key);
+      call = async (path, options) => {{
+        const told = (state) => ({{ json: async () => ({{ id: "a", state, result: "k" }}) }});
+        if (!options) return told(asked++ < 5 ? "running" : "done");
+        if (state.posted) throw new Error("another pair is being fused");
+        state.posted = true;
+        return told("running");
+      }};
+      state.inputs = {{ fixed: {{ id: "f" }}, moving: {{ id: "m" }} }};
+      const first = fuse();
+      {wait}
+      await Promise.all([first, fuse()]);
+      console.log(JSON.stringify({{ opened, job: state.job, said: $("job-error").textContent }}));
+    """)
+    assert (told["opened"], told["job"]) == (["k"], None)
+    assert "another pair is being fused" in told["said"]
+
+
+@needs_node
+def test_a_result_that_is_no_longer_wanted_does_not_finish_opening() -> None:
+    told = in_page("""
+      let go;
+      const held = new Promise((resolve) => { go = resolve; });
+      resetView = showResult = page = drawNow = () => {};
+      choose = () => {};
+      call = async (path) => {
+        if (path === "/api/results/old/layers/displacement") await held;
+        const layers = { fixed: { dtype: "uint8" }, displacement: { dtype: "uint8" } };
+        return { json: async () => ({ layers }), arrayBuffer: async () => new ArrayBuffer(1) };
+      };
+      const old = open("old");
+      await sleep(50);
+      await open("new");
+      go();
+      await old;
+      console.log(JSON.stringify(document.body.dataset.complete));
+    """)
+    assert told == "new"
+
+
 # --- fusing through the server ---
 
 
@@ -584,13 +660,22 @@ def test_no_path_outside_the_chosen_folders_can_be_read(tmp_path: Path, result: 
 
 def test_a_link_in_place_of_a_result_file_is_not_followed(tmp_path: Path, result: FusionResult) -> None:
     folder = saved(result, tmp_path / "out")
-    for name in ("fused.png", "deformation.nii.gz", "report.html"):
+    for name in ("fused.png", "deformation.nii.gz", "deformation_inverse.nii.gz", "report.html"):
         (folder / name).rename(tmp_path / name)
         (folder / name).symlink_to(tmp_path / name)
     assert set(read_view(folder).layers) == {"aligned"}
     with pytest.raises(ValueError, match="link"):
         thumbnail(folder)
     assert set(files_of(folder)) == {"aligned.png", "overview.png", "report.json"}
+
+
+@pytest.mark.parametrize(("kind", "white"), [("uint8", 255), ("uint16", 65535)])
+def test_a_dark_picture_has_a_dark_thumbnail(tmp_path: Path, kind: str, white: int) -> None:
+    levels = np.zeros((40, 36), dtype=kind)
+    levels[20:] = round(0.2 * white)
+    write_picture(tmp_path / "fused.png", levels)
+    with PILImage.open(io.BytesIO(thumbnail(tmp_path))) as small:
+        assert set(np.asarray(small).flat) == {0, 51}
 
 
 def test_the_same_files_make_the_same_zip(tmp_path: Path) -> None:
@@ -677,7 +762,7 @@ def test_without_its_packages_the_command_says_what_to_install(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     answer = CliRunner().invoke(cli.app, ["view"])
     assert answer.exit_code == 2
-    assert 'pip install "bsafusion[viewer]"' in answer.stderr
+    assert 'pip install ".[viewer]"' in answer.stderr
 
 
 def test_limits_that_make_no_sense_are_refused() -> None:

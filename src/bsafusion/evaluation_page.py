@@ -1,14 +1,11 @@
 """``report.html`` of an evaluation: tables, box plots and cases in one page that needs nothing else.
 
-Charts are inline SVG, pictures PNG data URIs; there is no script, and the content security policy allows no address.
-The pictures show the images that were evaluated: the page is as confidential as they are.
+Charts are inline SVG, and there is no script (see ``page``). The pictures show the images that were evaluated: the page
+is as confidential as they are.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,25 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
+from bsafusion import page
 from bsafusion.benchmark import Benchmark, Case, EvaluationCfg, EvaluationError
 from bsafusion.evaluation import NETWORK_FUSION, Method, Row, align, fused_file, read_fields
 from bsafusion.evaluation_tables import (
     PAGE,
     PairedRow,
     SummaryRow,
+    arrow,
+    cell,
     compare,
     describe_cfg,
-    digits_of,
+    difference,
     field_rows,
     glance,
     lookup,
     number,
     render_markdown,
     summarise_rows,
-    with_interval,
     write_tables,
 )
 from bsafusion.io import read_image, write_whole
@@ -51,7 +49,6 @@ ERROR_SHOWN = 10.0
 
 _BINS = (0.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
 _ERROR_BINS = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, float("inf"))
-_COLOURS = ((13, 8, 60), (92, 22, 110), (175, 50, 90), (230, 95, 45), (250, 165, 25), (250, 250, 150))
 _SERIES = 8  # colours in the style
 
 
@@ -97,7 +94,7 @@ def show_cases(benchmark: Benchmark, out: Path, rows: Sequence[Row], ours: str) 
         fused = read_image(fused_file(folder, fusion)).luma() / np.float32(255)
         pictures += [(f"fused: {fusion}", fused), ("maximum of fixed and truth", np.maximum(fixed, truth))]
         error = endpoint_error(inputs.known, displacement) * inputs.mask
-        pictures.append((f"error: dark 0 px, bright {ERROR_SHOWN:g} px or more", _coloured(error / ERROR_SHOWN)))
+        pictures.append((f"error: dark 0 px, bright {ERROR_SHOWN:g} px or more", page.coloured(error / ERROR_SHOWN)))
         damaged = f", {row['corruption']}" if row["corruption"] else ""
         title = (
             f"{kind} of {case.suite}: {case.task} {case.id}, draw {case.draw}{damaged}: "
@@ -105,21 +102,6 @@ def show_cases(benchmark: Benchmark, out: Path, rows: Sequence[Row], ours: str) 
         )
         shown.append(Shown(f"{title}, {row['status']}" if row["status"] else title, tuple(pictures)))
     return shown
-
-
-def _coloured(unit: NDArray[np.float64]) -> Array:
-    stops = np.linspace(0, 1, len(_COLOURS))
-    channels = [np.interp(np.clip(unit, 0, 1), stops, channel) for channel in np.array(_COLOURS).T / 255]
-    return np.stack(channels).astype(np.float32)
-
-
-def _png(picture: Array) -> str:
-    levels = np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
-    stream = io.BytesIO()
-    PIL.Image.fromarray(levels if levels.ndim == 2 else np.ascontiguousarray(levels.transpose(1, 2, 0))).save(
-        stream, "PNG", optimize=True
-    )
-    return base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 # --- charts ------------------------------------------------------------------------------------------
@@ -271,11 +253,11 @@ def write_report(
     text = render_markdown(summary, paired, benchmark.cfg, pairs, described=described, notes=notes)
     write_tables(out, rows, summary, paired, text)
     shown = show_cases(benchmark, out, rows, ours) if ours else []
-    page = render(
+    text = render(
         *(rows, summary, paired, benchmark.cfg, pairs), ours=ours, shown=shown, described=described, notes=notes
     )
     with write_whole(out / PAGE) as aside:
-        aside.write_text(page, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8")
     return glance(summary)
 
 
@@ -330,16 +312,7 @@ def render(
         f"<section><h2>Methods</h2>{_table(('method', 'made with'), described)}</section>" if described else "",
         f"<footer><strong>{NOT_CLINICAL}</strong></footer>",
     ]
-    digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode("ascii")
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Evaluation</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
-    )
+    return page.document("Evaluation", body, style=_STYLE)
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
@@ -405,31 +378,20 @@ def _suite_table(suite: str, summary: Sequence[SummaryRow], tasks: Sequence[str]
     if methods:
         columns = ("before", "error", "error_median", "error_p95", "seen", "consistency", "inverse", "folds", "suspect")
         lines = [
-            [method, task, *(_cell(of(method, "", suite, task, name)) for name in (*columns, "failed", "seconds"))]
+            [method, task, *(cell(of(method, "", suite, task, name)) for name in (*columns, "failed", "seconds"))]
             for task in (*tasks, ALL)
             for method in methods
         ]
         parts.append(_table(("method", "task", *columns, "failed", "seconds"), lines))
     for task in tasks:
         lines = [
-            [row.method, row.fusion, *(_cell(of(row.method, row.fusion, suite, task, name)) for name in PAPER_METRICS)]
+            [row.method, row.fusion, *(cell(of(row.method, row.fusion, suite, task, name)) for name in PAPER_METRICS)]
             for row in summary
             if row.suite == suite and row.task == task and row.metric == PAPER_METRICS[0]
         ]
-        arrows = [f"{name} {'↑' if DIRECTIONS[name] == 'up' else '↓'}" for name in PAPER_METRICS]
-        parts.append(
-            f"<details><summary>Fusion metrics, {escape(task)}</summary>{_table(('method', 'fusion', *arrows), lines)}"
-            "</details>"
-        )
+        header = ("method", "fusion", *map(arrow, PAPER_METRICS))
+        parts.append(f"<details><summary>Fusion metrics, {escape(task)}</summary>{_table(header, lines)}</details>")
     return "".join(parts)
-
-
-def _cell(row: SummaryRow | None) -> str:
-    if row is None:
-        return ""
-    digits = digits_of(row.metric)
-    median = f"; median {number(row.median, digits)}" if row.metric == "qcv" else ""
-    return with_interval(row, digits) + median if row.metric in ("error", *PAPER_METRICS) else number(row.mean, digits)
 
 
 def _paired_section(paired: Sequence[PairedRow]) -> str:
@@ -439,7 +401,7 @@ def _paired_section(paired: Sequence[PairedRow]) -> str:
     lines = [
         [
             *(r.suite, r.task, r.other, str(r.n), number(r.mean_ours), number(r.mean_other)),
-            f"{r.difference:+.2f}" + ("" if r.ci95_low is None else f" [{r.ci95_low:+.2f}, {r.ci95_high:+.2f}]"),
+            difference(r),
             f"{r.mean_ours / r.mean_other:.2f}" if r.mean_other else "",
             f"{r.share_better:.0%}",
         ]
@@ -476,11 +438,7 @@ def _cases_section(shown: Sequence[Shown], ours: str | None) -> str:
         return ""
     cases = []
     for case in shown:
-        figures = "".join(
-            f'<figure><img alt="{escape(name, quote=True)}" src="data:image/png;base64,{_png(picture)}">'
-            f"<figcaption>{escape(name)}</figcaption></figure>"
-            for name, picture in case.pictures
-        )
+        figures = "".join(page.figure(name, page.picture_of(picture), optimize=True) for name, picture in case.pictures)
         cases.append(f'<h3>{escape(case.title)}</h3><div class="figures">{figures}</div>')
     return f"<section><h2>Worst and best cases of {escape(ours or '')}</h2>{''.join(cases)}</section>"
 
@@ -492,31 +450,21 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 _STYLE = """
-:root { color-scheme: light dark; --page: #f5f6f8; --card: #fff; --ink: #1a1f27; --soft: #5b6472; --line: #d9dde3;
-  --c0: #b3261e; --c1: #2463ae; --c2: #3f7d20; --c3: #8a5a00; --c4: #7b3fa0; --c5: #00757f; --c6: #a8326e;
+:root { --c0: #b3261e; --c1: #2463ae; --c2: #3f7d20; --c3: #8a5a00; --c4: #7b3fa0; --c5: #00757f; --c6: #a8326e;
   --c7: #555e6b; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171c; --card: #1d2128; --ink: #e6e9ee; --soft: #9aa4b2;
-  --line: #333a45; --c0: #ff8a80; --c1: #82b1ff; --c2: #9ccc65; --c3: #ffca61; --c4: #ce9cf0; --c5: #5fd0da;
+@media (prefers-color-scheme: dark) { :root {
+  --c0: #ff8a80; --c1: #82b1ff; --c2: #9ccc65; --c3: #ffca61; --c4: #ce9cf0; --c5: #5fd0da;
   --c6: #f48fb1; --c7: #b0bac8; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 24px; max-width: 1440px; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 22px; margin: 0; }
-h2 { font-size: 17px; margin: 0 0 8px; }
+@media screen { body { max-width: 1440px; } }
 h3 { font-size: 14px; margin: 16px 0 4px; font-weight: 500; }
-p { margin: 4px 0; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px; margin: 16px 0; }
 summary { cursor: pointer; margin: 8px 0; color: var(--soft); }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 3px 14px 3px 0; border-top: 1px solid var(--line); white-space: nowrap; }
-th { font-weight: 500; color: var(--soft); border-top: 0; }
+table { font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { padding: 3px 14px 3px 0; white-space: nowrap; }
+th { border-top: 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); gap: 16px; }
 .figures { display: grid; grid-template-columns: repeat(6, 1fr); gap: 8px; }
 @media (max-width: 800px) { .figures { grid-template-columns: repeat(3, 1fr); } }
-figure { margin: 0; }
-figure img { width: 100%; display: block; background: #000; border-radius: 4px; }
-figcaption { color: var(--soft); font-size: 12px; }
 svg { width: 100%; height: auto; display: block; font-size: 11px; }
 svg text { fill: var(--soft); }
 svg .name { fill: var(--ink); font-size: 13px; }
@@ -528,7 +476,5 @@ svg g .median { stroke: var(--ink); stroke-width: 2; }
 svg g circle { fill: currentColor; }
 .c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); } .c3 { color: var(--c3); }
 .c4 { color: var(--c4); } .c5 { color: var(--c5); } .c6 { color: var(--c6); } .c7 { color: var(--c7); }
-footer { text-align: center; color: var(--soft); }
-@media print { body { padding: 0; max-width: none; font-size: 11px; } section { break-inside: avoid; }
-  figure img { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+@media print { section { break-inside: avoid; } }
 """

@@ -298,7 +298,7 @@ def render_markdown(
                 _table(
                     ("method", "task", "n", *names),
                     [
-                        [m, t, str(row.n), *(_cell(of(m, "", suite, t, name)) for name in names)]
+                        [m, t, str(row.n), *(cell(of(m, "", suite, t, name)) for name in names)]
                         for m in methods
                         for t in tasks
                         if (row := of(m, "", suite, t, "error")) is not None
@@ -311,7 +311,7 @@ def render_markdown(
                     row.method,
                     row.fusion,
                     str(row.n),
-                    *(_cell(of(row.method, row.fusion, suite, task, name)) for name in PAPER_METRICS),
+                    *(cell(of(row.method, row.fusion, suite, task, name)) for name in PAPER_METRICS),
                 ]
                 for row in summary
                 if row.suite == suite and row.task == task and row.metric == PAPER_METRICS[0]
@@ -319,7 +319,7 @@ def render_markdown(
             if lines:
                 parts += [
                     f"## Fusion: {suite}, {task}",
-                    _table(("method", "fusion", "n", *map(_arrow, PAPER_METRICS)), lines),
+                    _table(("method", "fusion", "n", *map(arrow, PAPER_METRICS)), lines),
                 ]
     errors = [row for row in paired if row.metric == "error"]
     if errors:
@@ -331,7 +331,7 @@ def render_markdown(
                 str(r.n),
                 number(r.mean_ours),
                 number(r.mean_other),
-                _difference(r),
+                difference(r),
                 f"{r.share_better:.0%}",
             ]
             for r in errors
@@ -343,7 +343,7 @@ def render_markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(row: SummaryRow | None) -> str:
+def cell(row: SummaryRow | None) -> str:
     """``mean [low, high]``; heavy tails also with the median."""
     if row is None:
         return ""
@@ -354,12 +354,14 @@ def _cell(row: SummaryRow | None) -> str:
     return number(row.mean, digits)
 
 
-def _difference(row: PairedRow) -> str:
+def difference(row: PairedRow) -> str:
+    """``ours minus other [low, high]``, with signs."""
     interval = "" if row.ci95_low is None else f" [{row.ci95_low:+.2f}, {row.ci95_high:+.2f}]"
     return f"{row.difference:+.2f}{interval}"
 
 
-def _arrow(metric: str) -> str:
+def arrow(metric: str) -> str:
+    """The heading of a column of :func:`cell`: the metric and which way is better."""
     return f"{metric} {'↑' if DIRECTIONS[metric] == 'up' else '↓ (mean; median)'}"
 
 

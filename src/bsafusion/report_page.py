@@ -1,13 +1,11 @@
 """``report.html``: a result as one page that needs nothing else, to be sent to a colleague, printed or kept.
 
-Pictures are inside it as PNG data URIs. Its content security policy allows its own style and script, by their
-hashes, and no address at all, so opening the page tells nobody.
+Opening it tells nobody (see ``page``).
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import re
 from collections.abc import Mapping
@@ -18,13 +16,11 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from bsafusion import page
 from bsafusion.report import ALIGN_AND_FUSE, FUSE_ONLY, MODES, NOT_CLINICAL, Panel
 
 LONGEST_SIDE = 1024
 """Pixels a side of a picture in the page: enough for the eye, small enough for an e-mail."""
-
-# Dark blue to yellow, equal steps of lightness: the same colours in the viewer (static/stage.js).
-_COLOURS = ((13, 8, 60), (92, 22, 110), (175, 50, 90), (230, 95, 45), (250, 165, 25), (250, 250, 150))
 
 Sentence = tuple[str, str]
 
@@ -168,13 +164,11 @@ def render(
     """
     if not {"fixed", "moving"} <= panels.keys():
         raise ValueError(f"panels {', '.join(panels) or 'none'}; expected fixed, moving and what else is to be shown")
-    figures = [_figure(identifier, name, _png(_picture(panel))) for identifier, (name, panel) in panels.items()]
+    figures = [_figure(identifier, name, page.picture_of(panel)) for identifier, (name, panel) in panels.items()]
     if expected_error is not None:
         largest = max(float(expected_error.max()), 1e-6)
         caption = f"expected error: dark 0 px, bright {largest:.1f} px"
-        figures.append(
-            _figure("expected-error", caption, _png(_coloured(expected_error / largest)), data=f"{largest:.6g}")
-        )
+        figures.append(_figure("expected-error", caption, _coloured(expected_error / largest), data=f"{largest:.6g}"))
     inputs: Mapping[str, Mapping[str, Any]] = report["inputs"]
     title = f"{inputs['moving']['file'] or 'moving image'} on {inputs['fixed']['file'] or 'fixed image'}"
     body = [
@@ -190,18 +184,10 @@ def render(
         _table("Versions", _rows(report["versions"])),
         f"<footer><strong>{NOT_CLINICAL}</strong></footer>",
     ]
-    policy = f"default-src 'none'; img-src data:; style-src '{_hash(_STYLE)}'; script-src '{_hash(_SCRIPT)}'"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(report['status'])}: {escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + f"\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
-    )
+    return page.document(f"{report['status']}: {title}", body, style=_STYLE, script=_SCRIPT)
 
 
-def pictures(page: str) -> dict[str, tuple[PIL.Image.Image, float | None]]:
+def pictures(text: str) -> dict[str, tuple[PIL.Image.Image, float | None]]:
     """What :func:`render` put into a page: ``fixed``, ``moving``, ``expected-error`` and so on, as far as it has them.
 
     Each with the value that its brightest level stands for, where there is one: ``expected-error`` has 256 levels
@@ -211,7 +197,7 @@ def pictures(page: str) -> dict[str, tuple[PIL.Image.Image, float | None]]:
         ValueError: a picture in the page is damaged.
     """
     found: dict[str, tuple[PIL.Image.Image, float | None]] = {}
-    for identifier, largest, data in _EMBEDDED.findall(page):
+    for identifier, largest, data in _EMBEDDED.findall(text):
         try:
             picture = PIL.Image.open(io.BytesIO(base64.b64decode(data)), formats=["PNG"])
             if max(picture.size) > LONGEST_SIDE:
@@ -228,21 +214,12 @@ _EMBEDDED = re.compile(
 )
 
 
-def _picture(panel: Panel) -> PIL.Image.Image:
-    levels = np.round(np.clip(panel, 0, 1) * 255).astype(np.uint8)
-    if (levels == levels[:1]).all():
-        return PIL.Image.fromarray(levels[0])
-    return PIL.Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
-
-
 def _coloured(unit: NDArray[np.float32]) -> PIL.Image.Image:
     """Values in [0, 1] as a palette picture: colours for the eye, its indices keep the values."""
-    picture = PIL.Image.fromarray(np.round(np.clip(unit, 0, 1) * 255).astype(np.uint8))
-    stops = np.linspace(0, 255, len(_COLOURS))
-    table = np.stack([np.interp(np.arange(256), stops, channel) for channel in np.array(_COLOURS).T], axis=1)
     # Before it gets its palette: a reduced picture must average the values, not the indices' colours.
-    picture = _reduced(picture)
-    picture.putpalette(np.round(table).astype(np.uint8).tobytes())
+    picture = _reduced(page.picture_of(unit))
+    table = np.round(page.coloured(np.arange(256) / 255) * 255).astype(np.uint8)
+    picture.putpalette(table.T.tobytes())
     return picture
 
 
@@ -254,19 +231,9 @@ def _reduced(picture: PIL.Image.Image) -> PIL.Image.Image:
     return picture.resize(size, PIL.Image.Resampling.BOX)
 
 
-def _png(picture: PIL.Image.Image) -> str:
-    stream = io.BytesIO()
-    _reduced(picture).save(stream, "PNG")
-    return base64.b64encode(stream.getvalue()).decode("ascii")
-
-
-def _figure(identifier: str, caption: str, png: str, *, data: str = "") -> str:
-    largest = f' data-largest="{data}"' if data else ""
-    text = escape(caption)
-    return (
-        f'<figure><img id="{identifier}"{largest} alt="{text}" src="data:image/png;base64,{png}">'
-        f"<figcaption>{text}</figcaption></figure>"
-    )
+def _figure(identifier: str, caption: str, picture: PIL.Image.Image, *, data: str = "") -> str:
+    attributes = f' id="{identifier}"' + (f' data-largest="{data}"' if data else "")
+    return page.figure(caption, _reduced(picture), attributes=attributes)
 
 
 def _banner(status: str, reasons: list[str], mode: str) -> str:
@@ -302,23 +269,10 @@ def _table(heading: str, rows: list[Sentence]) -> str:
     return f"<section><h2>{escape(heading)}</h2><table>{lines}</table></section>"
 
 
-def _hash(source: str) -> str:
-    """The source expression of Content Security Policy Level 3, section 2.3.1."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode("ascii")
-
-
 _STYLE = """
-:root { color-scheme: light dark; --page: #f5f6f8; --card: #fff; --ink: #1a1f27; --soft: #5b6472; --line: #d9dde3;
-  --ok: #17663a; --ok-back: #e3f4e9; --bad: #fff; --bad-back: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171c; --card: #1d2128; --ink: #e6e9ee; --soft: #9aa4b2;
-  --line: #333a45; --ok: #a5e0bb; --ok-back: #17301f; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 24px; max-width: 1080px; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 22px; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 16px; margin: 0 0 8px; }
-p { margin: 4px 0; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px; margin: 16px 0; }
+:root { --ok: #17663a; --ok-back: #e3f4e9; --bad: #fff; --bad-back: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --ok: #a5e0bb; --ok-back: #17301f; } }
+@media screen { body { max-width: 1080px; } }
 section:empty { display: none; }
 .verdict h2 { font-size: 22px; text-transform: uppercase; letter-spacing: .06em; margin: 0; }
 .verdict ul { margin: 4px 0; padding-left: 20px; }
@@ -326,15 +280,10 @@ section:empty { display: none; }
 .suspect { background: var(--bad-back); color: var(--bad); border: 3px solid var(--bad-back); }
 .suspect h2::before { content: "\\26A0  "; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 12px; }
-figure { margin: 0; }
-figure img { width: 100%; display: block; background: #000; border-radius: 6px; }
-figcaption { color: var(--soft); font-size: 13px; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: 4px 12px 4px 0; border-top: 1px solid var(--line);
-  overflow-wrap: anywhere; }
-th { width: 190px; font-weight: 500; color: var(--soft); }
+table { width: 100%; }
+th, td { vertical-align: top; padding: 4px 12px 4px 0; overflow-wrap: anywhere; }
+th { width: 190px; }
 tr:first-child > * { border-top: 0; }
-footer { text-align: center; color: var(--soft); }
 .pair { position: relative; max-width: 560px; margin: 8px auto; background: #000; cursor: ew-resize;
   touch-action: none; user-select: none; }
 .pair img { display: block; width: 100%; pointer-events: none; }
@@ -345,13 +294,11 @@ input[type=range] { width: 220px; }
 @media print {
   :root { --page: #fff; --card: #fff; --ink: #000; --soft: #444; --line: #bbb; --ok: #000; --ok-back: #fff;
     --bad: #b3261e; --bad-back: #fff; color-scheme: light; }
-  body { padding: 0; max-width: none; font-size: 11px; }
   section { margin: 8px 0; padding: 8px; }
   .suspect { border-color: #b3261e; }
   .figures { grid-template-columns: repeat(3, 1fr); }
   #swipe { display: none; }
   figure, tr, .verdict { break-inside: avoid; }
-  figure img { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
 

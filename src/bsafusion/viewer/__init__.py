@@ -1,1 +1,1 @@
-"""A viewer in the browser, on this computer only; needs the extra ``bsafusion[viewer]``."""
+"""A viewer in the browser, on this computer only; needs the extra ``viewer``."""

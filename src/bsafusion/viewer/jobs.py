@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ class Job:
     stage: int = 0
     message: str = ""
     result: str | None = None
-    cancel: threading.Event = field(default_factory=threading.Event)
 
     def describe(self) -> dict[str, Any]:
         """For the page; ``progress`` is a share."""
@@ -116,14 +115,12 @@ class Jobs:
         with self._lock:
             if job.state == "running":
                 job.state = "cancelled"
-                job.cancel.set()
         return job
 
     def close(self) -> None:
         """Drop what is running and wait for the worker."""
-        with self._lock:
-            for job in self._jobs.values():
-                job.cancel.set()
+        for identifier in list(self._jobs):
+            self.cancel(identifier)
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     def _run(self, model: Future[Model], job: Job, name: str, fixed: Image, moving: Image, task: str) -> None:
@@ -135,7 +132,7 @@ class Jobs:
             folder = result.save(self._folder / name)
             view = view_of(result, f"{moving.source} on {fixed.source}")
             with self._lock:
-                if job.cancel.is_set():
+                if job.state != "running":
                     return
                 job.result = self._library.add(folder, view).key
                 job.stage, job.state = 3, "done"
@@ -148,6 +145,6 @@ class Jobs:
 
     def _enter(self, job: Job, stage: int) -> None:
         with self._lock:
-            if job.cancel.is_set():
+            if job.state != "running":
                 raise _Cancelled
             job.stage = stage

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from bsafusion.deformation import jacobian_determinant
 from bsafusion.image import Image, ImageError
 from bsafusion.io import read_deformation, read_image
+from bsafusion.page import picture_of
 from bsafusion.pipeline import FusionResult
 from bsafusion.preprocessing import fit_intensity
 from bsafusion.report import ALIGN_ONLY
@@ -262,8 +263,7 @@ def thumbnail(folder: Path, side: int = 96) -> bytes:
         ImageError: there is none that can be read.
     """
     image = read_image(_own(folder, "fused.png"))
-    levels = np.round(image.array * (255 / max(float(image.array.max()), 1))).clip(0, 255).astype(np.uint8)
-    picture = PIL.Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0)))
+    picture = picture_of(image.array / np.iinfo(image.dtype).max)
     picture.thumbnail((side, side), PIL.Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     picture.save(stream, "PNG")

@@ -238,28 +238,34 @@ function defaultOptions() {
 // --- fusing ---
 
 async function fuse() {
+  if (state.job) {
+    $("job-error").textContent = "another pair is being fused; press Fuse when it is done";
+    return;
+  }
   const pair = { fixed: state.inputs.fixed.id, moving: state.inputs.moving.id };
   const body = { ...pair, task: $("task").value, options: chosenOptions() };
   const { badInput, stepMismatch } = $("refine").validity;
   $("job-error").textContent = "";
+  let job = null;
+  const follow = (told) => {
+    state.job = job = told;
+    showJob();
+  };
   try {
     // Too many or too few are the server's to refuse; this would not reach it as a number of steps.
     if (badInput || stepMismatch) throw new Error(`steps of refinement: expected a whole number, 0 (none) to ${$("refine").max}`);
     const options = { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
-    state.job = await (await call("/api/jobs", options)).json();
-    showJob();
-    while (state.job.state === "running") {
+    follow(await (await call("/api/jobs", options)).json());
+    while (job.state === "running") {
       await sleep(50);
-      state.job = await getJson(`/api/jobs/${state.job.id}`);
-      showJob();
+      follow(await getJson(`/api/jobs/${job.id}`));
     }
-    const { state: end, result, message } = state.job;
-    if (end === "failed") throw new Error(message);
-    if (end === "done") await open(result);
+    if (job.state === "failed") throw new Error(job.message);
+    if (job.state === "done") await open(job.result);
   } catch (problem) {
     $("job-error").textContent = problem.message;
   }
-  state.job = null;
+  if (state.job === job) state.job = null;
   showJob();
 }
 
@@ -299,6 +305,7 @@ async function open(key) {
   if (state.dropped) document.body.dataset.seconds = ((performance.now() - state.dropped) / 1000).toFixed(3);
   state.dropped = 0;
   await load(Object.values(NEEDS).filter((name, index, list) => list.indexOf(name) === index));
+  if (turn !== state.opening) return;
   for (const [overlay, name] of Object.entries(NEEDS)) {
     document.querySelector(`[data-overlay=${overlay}]`).disabled = !layers.has(name);
   }
