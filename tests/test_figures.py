@@ -12,14 +12,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from bsafusion import pipeline
+from bsafusion.io import read_image
 from bsafusion.report import Evidence
+from bsafusion.samples import load_samples
 from bsafusion.trust import alignment_sha256
+from pairs import write_volume
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/evaluation.md", "docs/fusion.md", "docs/training.md", "docs/trust.md")
+RUNS = "experiments/shipped_weights/README.md"
+PAGES = ("README.md", "docs/evaluation.md", "docs/fusion.md", "docs/training.md", "docs/trust.md", RUNS)
 FIGURES = re.compile(r"(<!-- figures:(?!end)\w+ -->).*?(<!-- (?:/figures|figures:end) -->)", re.S)
 
 
@@ -41,8 +47,8 @@ trust, pages = load("benchmarks/trust.py"), load("scripts/write_figures.py")
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The pages, their figures taken out."""
-    (tmp_path / "docs").mkdir()
     for page in PAGES:
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
         text = (ROOT / page).read_text(encoding="utf-8")
         emptied, count = FIGURES.subn(r"\1\n\2", text)
         assert count, page
@@ -63,6 +69,86 @@ def test_the_pages_are_what_the_kept_results_give(copy: Path, monkeypatch: pytes
     trust.report(trust.read_measured(alignment_sha256(model.network)), model.trust, model.record.name)
     for page in (*PAGES, "docs/trust_curve.svg"):
         assert (copy / page).read_bytes() == (ROOT / page).read_bytes(), page
+
+
+# --- sentences on limits and fusion ---
+
+
+def test_how_far_misalignments_are_undone() -> None:
+    def points(*off: float) -> dict[str, dict[str, float]]:
+        return {str(5 * place): {"off": share, "missed": share / 2} for place, share in enumerate(off)}
+
+    told = pages.breaking_points({"points": {"rotation": points(0, 0.05, 0.3, 0.7, 0.05), "elastic": points(0.2, 0.4)}})
+    assert "at most 5 % for rotations about the middle up to 5°, 70 % at 15°; " in told
+    assert "at most 0 % for elastic deformations up to 0 px on average. Off and still `ok` are 35 % (15°)" in told
+    assert told.split(" at worst")[0].endswith("and 20 % (5 px)")
+
+
+def test_the_weakest_task_is_the_one_with_the_largest_errors() -> None:
+    suites = {f"{s}/{t}": {"error": 1.0 + (t == "pet-mri")} for s in ("paper", "rigid", "large") for t in pages.TASKS}
+    told = pages.weakest_task({"suites": suites})
+    assert told.startswith("**PET-MRI is the weakest task**: 2.00 px under `paper` (1.00 and 1.00)")
+    assert "in brackets CT-MRI and SPECT-MRI" in told
+
+
+def test_fusions_that_are_ahead_are_named() -> None:
+    worse = dict.fromkeys(pages.METRICS, 0.5) | {"qcv": 90.0}
+    means = {"network": dict.fromkeys(pages.METRICS, 0.6) | {"qcv": 80.0}, "maximum": worse}
+    found = {"wins": {"ct-mri": {"all": 6}}, "means": {"ct-mri": means}}
+    assert (
+        pages.fusion_wins(found) == "Of the six metrics the network is better than all four plain fusions in: CT-MRI 6."
+    )
+    means["guided"] = worse | {"qcv": 70.0, "qs": 0.7}
+    assert pages.fusion_wins(found).endswith(
+        " `guided` is ahead of it in Q_CV 70 against 80 (CT-MRI), Q_S 0.700 against 0.600 (CT-MRI)."
+    )
+
+
+def test_only_the_best_error_of_a_column_is_bold() -> None:
+    row = {"ci95_low": "", "ci95_high": ""}
+    rows: Any = {}
+    for method, error in (("ours", 1.0), ("theirs", 2.0)):
+        rows |= {(method, "", "paper", task, "error"): row | {"mean": error} for task in pages.TASKS}
+        rows |= {(method, "", "paper", "all", name): row | {"mean": 0.5} for name in ("folds", "seconds")}
+    assert pages.errors_table(rows).splitlines()[2:] == [
+        "| `paper` | ours | **1.00** | **1.00** | **1.00** | 50.00% | 0.50 |",
+        "| `paper` | theirs | 2.00 | 2.00 | 2.00 | 50.00% | 0.50 |",
+    ]
+
+
+def test_commands_are_not_broken_across_lines() -> None:
+    told = pages.wrapped(f"{'word ' * 22}`python one.py TWO` and 7 % more", bullet=True)
+    assert told == f"- {'word ' * 22}".rstrip() + "\n  `python one.py TWO` and 7 % more"
+
+
+# --- a snippet ---
+
+
+@pytest.mark.parametrize("kind", ["picture", "axial slice"])
+def test_the_page_carries_an_image_with_simpleitk_as_we_do(kind: str, tmp_path: Path) -> None:
+    page = (ROOT / "docs/conventions.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(import SimpleITK as sitk.*?)\n\naligned = ", page, re.S)
+    assert code is not None
+    scope: dict[str, Any] = {}
+    exec(code[1], scope)
+    sample = next(s for s in load_samples() if s.id == ("pet-mri" if kind == "picture" else "ct-mri"))
+    files = [sample.fixed, sample.moving]
+    if kind != "picture":
+        affine = np.array([[0.9, 0, 0, -90], [0, -0.9, 0, 110], [0, 0, 5, -7], [0, 0, 0, 1.0]])
+        for place, file in enumerate(files):
+            grey = np.round(10 * read_image(file).luma().T[:, :, None] - 1000).astype(np.int16)
+            files[place] = write_volume(tmp_path / f"{place}.nii.gz", grey, affine)
+    result = pipeline.fuse(*files)
+    deformation = result.save(tmp_path / "out") / "deformation.nii.gz"
+    moving = sitk.ReadImage(str(files[1]))
+    if kind == "picture":
+        carried = scope["carry"](moving, str(deformation))
+    else:
+        assert "[:, :, 0]" in page
+        carried = scope["carry"](moving[:, :, 0], str(deformation), background=-1000.0)
+    theirs = sitk.GetArrayFromImage(carried).astype(np.float64)
+    ours = result.aligned[0] if theirs.ndim == 2 else np.moveaxis(result.aligned, 0, -1)
+    assert np.abs(theirs - ours).mean() < 2e-3 * np.ptp(ours)
 
 
 # --- sentences on the verdict ---
@@ -200,7 +286,7 @@ def test_the_means_of_the_runs_are_those_of_their_logs() -> None:
         errors = [value for key, value in last.items() if key.count("/") == 1]
         assert len(errors) == 9
         told.append(f"run {run} {sum(errors) / 9:.2f}")
-    page = " ".join((ROOT / "docs/training.md").read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / RUNS).read_text(encoding="utf-8").split())
     assert ", ".join([f"{told[0]} px", *told[1:]]) in page
     table = (ROOT / "experiments/README.md").read_text(encoding="utf-8")
     assert all(f"{figure.split()[-1]} px" in table for figure in told[2:])
@@ -212,14 +298,14 @@ def test_how_fast_a_gpu_trains_is_what_the_logs_say() -> None:
     for run in (29, 30):
         lines = (ROOT / f"experiments/shipped_weights/{run}_alignment.jsonl").read_text(encoding="utf-8").splitlines()
         rates.append([record for record in map(json.loads, lines) if record["kind"] == "train"][-1]["pairs_per_second"])
-    assert f"Run 29 below saw {rates[0]:.0f} pairs a second" in page
+    assert f"Run 29 of the shipped weights saw {rates[0]:.0f} pairs a second" in page
     assert f"run 30 on two CPU cores with bfloat16 units {rates[1]:.1f}" in page
 
 
 def test_what_small_rotations_leave_is_what_was_measured() -> None:
     measured = json.loads((ROOT / "experiments/results/breaking_point.json").read_text(encoding="utf-8"))
     of = measured["points"]["rotation"]["5"]
-    page = " ".join((ROOT / "docs/training.md").read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / RUNS).read_text(encoding="utf-8").split())
     assert f"now 5° leave {of['error']:.2f} px and {100 * of['off']:.0f} %" in page
     table = (ROOT / "experiments/README.md").read_text(encoding="utf-8")
     assert f"is left with {of['error']:.2f} px and {100 * of['off']:.0f} % of the pairs" in table
