@@ -1,6 +1,6 @@
 """Time and peak memory of one 256x256 pair, default against paper preset in one run; and the cold command.
 
-    python benchmarks/speed.py [--threads 2] [--runs 15]
+    python benchmarks/speed.py [--threads 2] [--runs 15] [--rounds 3]
 
 Each preset runs in a process of its own, in turn, several times over; medians and the ratio of medians are printed. The
 weights are random: time does not depend on them. Freed memory is kept, as by the commands of the package
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 
 def child(preset: str, threads: int, runs: int) -> None:
@@ -39,7 +40,8 @@ def child(preset: str, threads: int, runs: int) -> None:
         if run >= 2:
             times.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": statistics.median(times), "peak_mb": peak}))
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(json.dumps({"seconds": statistics.median(times), "peak_mb": peak, "capability": capability}))
 
 
 def cold_fuse() -> float:
@@ -65,7 +67,7 @@ def main() -> None:
     if args.child:
         child(args.child, args.threads, args.runs)
         return
-    found: dict[str, list[dict[str, float]]] = {"default": [], "paper": []}
+    found: dict[str, list[dict[str, Any]]] = {"default": [], "paper": []}
     for _ in range(args.rounds):
         for preset, rows in found.items():
             command = [
@@ -87,7 +89,9 @@ def main() -> None:
     print(f"default is {seconds['paper'] / seconds['default']:.2f} times faster")
     print(f"bsafusion fuse, cold: {cold:.2f} s")
     if args.out:
-        result = {"threads": args.threads, "seconds": seconds, "peak_mb": peak, "cold_fuse_seconds": cold}
+        capability = found["default"][0]["capability"]
+        result = {"threads": args.threads, "capability": capability, "seconds": seconds, "peak_mb": peak}
+        result |= {"cold_fuse_seconds": cold}
         args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

@@ -467,11 +467,11 @@ contrasts were never trained on):
 
 `python benchmarks/alignment.py PAIRS.csv --samples -o benchmarks/results/alignment.json`
 
-The network alone, loaded, on random 256x256 images, without reading or writing files, on {speed["threads"]} CPU threads: {seconds["default"]:.3f} s a
+The network alone, loaded, on random 256x256 images, without reading or writing files, on {speed["threads"]} CPU threads ({speed["capability"]}): {seconds["default"]:.3f} s a
 pair and {peak["default"]:.0f} MB (whole process); the published network's shape takes {seconds["paper"]:.3f} s and {peak["paper"]:.0f} MB in the same run,
 {seconds["paper"] / seconds["default"]:.1f} times as long. The whole `fuse` command on a sample pair, start, files and report included: {speed["cold_fuse_seconds"]:.1f} s.
 
-`python benchmarks/speed.py -o benchmarks/results/speed.json`
+`python benchmarks/speed.py --rounds 9 -o benchmarks/results/speed.json`
 """
     write_between(ROOT / "README.md", "<!-- figures:begin -->", "<!-- figures:end -->", text)
     card = FOLDER / "default.json"

@@ -603,7 +603,7 @@ def test_dicom_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert dataset.file_meta.TransferSyntaxUID == pydicom.uid.JPEGLSLossless
     decoder = pydicom.pixels.decoders.base.get_decoder(pydicom.uid.JPEGLSLossless)
     monkeypatch.setattr(decoder, "_available", {})
-    with pytest.raises(ImageError, match=r'no decoder here; pip install "bsafusion\[dicom\]"'):
+    with pytest.raises(ImageError, match=r'no decoder here; pip install "\.\[dicom\]"'):
         read_image(DICOM_FILES / "MR_small_jpeg_ls_lossless.dcm")
 
 
