@@ -8,7 +8,6 @@ a fold lacks the slices of its patients. Networks are taken as they are after th
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from bsafusion.benchmark import Benchmark, EvaluationError
 from bsafusion.datasets import Pair, case_folds, read_pairs
 from bsafusion.evaluation import Method, claim_folder, open_method, predict_method
-from bsafusion.io import write_whole
+from bsafusion.io import write_csv
 from bsafusion.models.bsafusion import BSAFusionCfg
 from bsafusion.training import TrainingCfg, pairs_sha256, train
 from bsafusion.weights import file_sha256
@@ -82,10 +81,8 @@ def train_folds(
 
 
 def _write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
-    with write_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(["id", "task", "case", "split", "fixed", "moving"])
-        writer.writerows([p.id, p.task, p.case, p.split, p.fixed.resolve(), p.moving.resolve()] for p in pairs)
+    lines = ([p.id, p.task, p.case, p.split, p.fixed.resolve(), p.moving.resolve()] for p in pairs)
+    write_csv(path, ["id", "task", "case", "split", "fixed", "moving"], lines)
 
 
 def predict_folds(

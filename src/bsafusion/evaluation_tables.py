@@ -6,7 +6,6 @@ A pair counts once: its draws are averaged first, then pairs are summarised, and
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -17,7 +16,7 @@ import numpy as np
 
 from bsafusion.benchmark import EvaluationCfg
 from bsafusion.evaluation import COLUMNS, REGISTRATION_METRICS, Row
-from bsafusion.io import write_whole
+from bsafusion.io import write_csv, write_whole
 from bsafusion.metrics import DIRECTIONS, PAPER_METRICS
 from bsafusion.report import NOT_CLINICAL
 from bsafusion.scoring import ALL, RowScore, Score, summarise_scores
@@ -185,16 +184,11 @@ def write_tables(
 ) -> None:
     """``per_image.csv``, ``summary.csv``, ``paired.csv`` and ``summary.md`` in the folder ``out``, each whole."""
     out.mkdir(parents=True, exist_ok=True)
-    _write_csv(out / PER_IMAGE, COLUMNS, ([row[name] for name in COLUMNS] for row in rows))
-    _write_csv(out / SUMMARY, [f.name for f in fields(SummaryRow)], map(astuple, summary))
-    _write_csv(out / PAIRED, [f.name for f in fields(PairedRow)], map(astuple, paired))
+    write_csv(out / PER_IMAGE, COLUMNS, ([row[name] for name in COLUMNS] for row in rows))
+    write_csv(out / SUMMARY, [f.name for f in fields(SummaryRow)], map(astuple, summary))
+    write_csv(out / PAIRED, [f.name for f in fields(PairedRow)], map(astuple, paired))
     with write_whole(out / MARKDOWN) as aside:
         aside.write_text(markdown, encoding="utf-8")
-
-
-def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    with write_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as handle:
-        csv.writer(handle).writerows([header, *lines])
 
 
 # --- Markdown ----------------------------------------------------------------------------------------

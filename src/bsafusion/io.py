@@ -18,7 +18,7 @@ import shutil
 import struct
 import warnings
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -824,6 +824,12 @@ def check_writable(folder: Path) -> None:
         raise NotADirectoryError(f"{there} is a file; expected a folder for the result; choose another path")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"{there} may not be written to; expected a folder for the result; choose another path")
+
+
+def write_csv(path: PathLike, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    """Write a table as UTF-8 CSV, whole or not at all."""
+    with write_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
+        csv.writer(handle).writerows([header, *lines])
 
 
 def write_json(path: PathLike, data: Any) -> None:

@@ -9,7 +9,6 @@ Metrics live on grey levels 0..255. :func:`grey_levels` is the one way to them.
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
 import math
 from collections import Counter
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsafusion.image import Image, ImageError
-from bsafusion.io import PathLike, read_csv, read_image, write_json, write_whole
+from bsafusion.io import PathLike, read_csv, read_image, write_csv, write_json
 from bsafusion.metrics import ALL_METRICS, DIRECTIONS, PAPER_METRICS, fusion_metrics
 from bsafusion.preprocessing import fit_intensity, match_grids, white_level
 
@@ -418,17 +417,12 @@ def write_scores(out: Path, scores: Sequence[RowScore], described: Mapping[str, 
     values = [
         [row.id, row.task, *(row.score.values[name] for name in names)] for row in scores if row.score is not None
     ]
-    _write_csv(out / "per_image.csv", ["id", "task", *names], values)
+    write_csv(out / "per_image.csv", ["id", "task", *names], values)
     lines = [
         [task, name, *(of[key] for key in ("better", "n", "mean", "median")), *(of["ci95"] or (None, None))]
         for task, group in described["groups"].items()
         for name, of in group.items()
     ]
     header = ["task", "metric", "better", "n", "mean", "median", "ci95_low", "ci95_high"]
-    _write_csv(out / "summary.csv", header, lines)
+    write_csv(out / "summary.csv", header, lines)
     write_json(out / "summary.json", described)
-
-
-def _write_csv(path: Path, header: list[str], lines: list[list[Any]]) -> None:
-    with write_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
-        csv.writer(handle).writerows([header, *lines])
