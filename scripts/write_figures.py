@@ -5,7 +5,7 @@ docs/training.md and experiments/shipped_weights/README.md, and the figures of t
 src/bsafusion/pretrained/default.json. It measures nothing; what it reads is written by
 
     python benchmarks/alignment.py PAIRS.csv --samples -o benchmarks/results/alignment.json
-    python benchmarks/speed.py -o benchmarks/results/speed.json
+    python benchmarks/speed.py --rounds 9 -o benchmarks/results/speed.json
     python benchmarks/fusion.py PAIRS.csv -o benchmarks/results/fusion.json
     bsafusion evaluate PAIRS.csv -o OUT --weights default --weights paper-preset=... --python elastix=... --python ants=...
     bsafusion evaluate PAIRS.csv -o TRAIN --split train --limit 20 --suites paper --methods bsafusion --fusions maximum
