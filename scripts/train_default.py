@@ -6,8 +6,8 @@ Every stage starts from the best weights of the one before and is kept in a fold
 call ends in time, with a checkpoint; the same command goes on from there. When all is trained, RUN/summary.json tells
 the mean endpoint errors on ``val`` (pixels, one draw with a fixed seed) of the weights it started from and of its own,
 and RUN/default.safetensors holds the result. The options are those of the last runs of the shipped weights
-(docs/training.md), except that fusion is trained once, with weights between those of its last two: nothing is averaged.
-They are meant for a GPU; on a CPU give ``--batch 8`` and fewer steps.
+(docs/training.md), except that fusion is trained once, with the weights of its last run: nothing is averaged. They are meant
+for a GPU; on a CPU give ``--batch 8`` and fewer steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bsafusion.pipeline import check_device
 from bsafusion.training import TrainingCfg, read_memory, train, validate
 
 POSE = Misalignment(translation=8, rotation=10, scale=0.12, elastic=550, sigma=24)
-ONLY_PAPER = Mix(own_contrast=0.0, misalignments=(("paper", 1.0),))
+ONLY_PAPER = Mix(own_contrast=0.0, tasks=(0.8, 1.0, 1.2), misalignments=(("paper", 1.0),), contrast=0.1)
 STAGES = {
     "alignment": TrainingCfg(
         parts="alignment",
@@ -55,14 +55,15 @@ STAGES = {
     ),
     "fusion": TrainingCfg(
         parts="fusion",
-        steps=400,
+        steps=1900,
         batch=32,
-        lr=1e-3,
-        warmup=20,
-        validate_every=200,
+        lr=2e-3,
+        warmup=50,
+        validate_every=950,
+        aligned_share=0.7,
         mix=ONLY_PAPER,
         weights=LossWeights(
-            information=1.6, fidelity=0.85, structure=2.5, visibility=0.5, edge=3.6, intensity=2.0, highlight=12.0
+            information=2.3, fidelity=1.4, structure=7.0, visibility=1.2, edge=6.5, intensity=1.5, highlight=20.0
         ),
     ),
     "assessment": TrainingCfg(

@@ -451,6 +451,14 @@ def test_the_number_of_fusion_blocks(preset: str, small_cfg: BSAFusionCfg, rando
     check_distinct([fused_by(v, randomise)[0] for v in variants])
 
 
+def test_the_number_of_layers_of_fusion(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    variants = [replace(small_cfg, fusion=replace(small_cfg.fusion, layers=n)) for n in range(1, 4)]
+    check_distinct([fused_by(v, randomise)[0] for v in variants])
+    options = small_cfg.to_dict()
+    del options["fusion"]["layers"]  # as in the records of weights from before there was a choice
+    assert BSAFusionCfg.from_dict(options) == small_cfg
+
+
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_the_number_of_layers(preset: str, small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
     cfg = small_cfg if preset == "default" else small_paper()
@@ -500,6 +508,8 @@ def test_options_survive_json(cfg: BSAFusionCfg) -> None:
         (RepresentationCfg, {"dim": 90}, "multiple of heads 4"),
         (FusionCfg, {"blocks": 0}, "1 to 4 blocks"),
         (FusionCfg, {"blocks": 5}, "1 to 4 blocks"),
+        (FusionCfg, {"hidden": 0}, "at least 1"),
+        (FusionCfg, {"layers": 0}, "at least 1"),
         (FusionCfg, {"widths": (8, 8)}, "one width each"),
         (BSAFusionCfg, {"representation": RepresentationCfg(dim=64)}, "96 channels.*expects 64"),
     ],

@@ -31,6 +31,7 @@ class FusionCfg:
         widths: output channels of each block.
         inner: channels inside each block, which is then a Restormer block; empty: plain convolutions.
         hidden: channels at full resolution (weights only).
+        layers: convolutions at full resolution before the one that says the weights (weights only).
     """
 
     kind: Literal["restormer", "weights"] = "weights"
@@ -38,6 +39,7 @@ class FusionCfg:
     widths: tuple[int, ...] = (48, 32, 24, 16)
     inner: tuple[int, ...] = ()
     hidden: int = 12
+    layers: int = 2
 
     def __post_init__(self) -> None:
         if self.kind not in ("restormer", "weights"):
@@ -46,6 +48,8 @@ class FusionCfg:
             raise ValueError(f"inner {self.inner} for {self.blocks} blocks: expected one value each")
         if not 1 <= self.blocks <= len(BLOCK_STRIDES) or len(self.widths) < self.blocks:
             raise ValueError(f"blocks {self.blocks} with widths {self.widths}: expected 1 to 4 blocks, one width each")
+        if self.hidden < 1 or self.layers < 1:
+            raise ValueError(f"hidden {self.hidden}, layers {self.layers}: expected at least 1 of each")
 
 
 class FusionBlock(nn.Module):
@@ -100,13 +104,10 @@ class Fusion(nn.Module):
             )
         else:
             joined = running + 2 * shallow + 2
-            self.last = nn.Sequential(
-                nn.Conv2d(joined, cfg.hidden, 3, padding=1),
-                GELU(),
-                nn.Conv2d(cfg.hidden, cfg.hidden, 3, padding=1),
-                GELU(),
-                nn.Conv2d(cfg.hidden, 2, 3, padding=1),
-            )
+            hidden: list[nn.Module] = []
+            for channels in (joined, *[cfg.hidden] * (cfg.layers - 1)):
+                hidden += [nn.Conv2d(channels, cfg.hidden, 3, padding=1), GELU()]
+            self.last = nn.Sequential(*hidden, nn.Conv2d(cfg.hidden, 2, 3, padding=1))
 
     def climb(
         self,
