@@ -178,8 +178,8 @@ def write_evaluation(results: Path) -> None:
 `bsafusion evaluate PAIRS.csv -o OUT --weights default --weights paper-preset=runs/p2/last.safetensors --python elastix=...
 --python ants=...` on the Harvard Whole Brain Atlas pairs, split `val` ({count} pairs per task; 3 draws of each for the
 networks and identity, 1 for the slower methods), 256x256, fixed seeds. Mean endpoint error inside the head in pixels with
-its 95 % bootstrap interval over pairs, the lowest of each column and misalignment in bold; seconds of one CPU thread.
-*paper-preset* was trained briefly (below).
+its 95 % bootstrap interval over pairs, the lowest of each column and misalignment in bold; seconds of one CPU thread,
+taken before fusion had its last layer. *paper-preset* was trained briefly (below).
 
 {errors_table(rows)}
 
