@@ -6,8 +6,8 @@ Every stage starts from the best weights of the one before and is kept in a fold
 call ends in time, with a checkpoint; the same command goes on from there. When all is trained, RUN/summary.json tells
 the mean endpoint errors on ``val`` (pixels, one draw with a fixed seed) of the weights it started from and of its own,
 and RUN/default.safetensors holds the result. The options are those of the last runs of the shipped weights
-(docs/training.md), except that fusion is trained once, with the weights of its last run: nothing is averaged. They are meant
-for a GPU; on a CPU give ``--batch 8`` and fewer steps.
+(docs/training.md), except that fusion is trained once, with the weights of its last run: nothing is averaged. They are
+meant for a GPU; on a CPU give ``--batch 8`` and fewer steps.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ STAGES = {
         aligned_share=0.7,
         mix=ONLY_PAPER,
         weights=LossWeights(
-            information=2.3, fidelity=1.4, structure=7.0, visibility=1.2, edge=6.5, intensity=1.5, highlight=20.0
+            information=2.6, fidelity=1.4, structure=7.0, visibility=1.2, edge=5.3, intensity=1.5, highlight=24.0
         ),
     ),
     "assessment": TrainingCfg(

@@ -74,7 +74,7 @@ def default() -> BSAFusionCfg:
         encoder=EncoderCfg(colour=True),
         representation=RepresentationCfg(cross_blocks=4),
         alignment=AlignmentCfg(carry=True, assessment=32),
-        fusion=FusionCfg(hidden=16, layers=3),
+        fusion=FusionCfg(hidden=14, layers=3),
     )
 
 
