@@ -7,7 +7,7 @@ the split), or deformed by smooth noise (sigma 16 px, as in the paper) of 0 to 2
 ``results/breaking_point.csv`` (a row for each point and task), ``.json`` and ``.svg`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (bde72cebba17), 60 val pairs.
+Budget: no training; weights default (df975991d6f9), 60 val pairs.
 
                      before, px  error, px   off  suspect  off, not suspect  folds of the truth
 rotation 0 degrees         0.00       1.05  0.02     0.03              0.02               0.000

@@ -9,7 +9,7 @@ that second pass is taken whole, or half of it.
 Writes ``results/inference.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (bde72cebba17), 60 val pairs, draws: 1.
+Budget: no training; weights default (df975991d6f9), 60 val pairs, draws: 1.
 
                     paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  large CT  large PET  large SPECT
 before alignment        3.84       3.80         3.72      7.28       8.63         7.58     21.37      24.58        22.10

@@ -16,7 +16,7 @@ atlas, finds as well: the slope of its shifts over the network's (1: all of it, 
 Writes ``results/limits.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (bde72cebba17), at most 60 pairs a task and split, draws: 3.
+Budget: no training; weights default (df975991d6f9), at most 60 pairs a task and split, draws: 3.
 
                   paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  atlas CT  atlas PET  atlas SPECT
 error, train          1.85       2.01         2.29      0.67       0.51         0.83
