@@ -9,18 +9,18 @@ that second pass is taken whole, or half of it.
 Writes ``results/inference.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (df975991d6f9), 60 val pairs, draws: 1.
+Budget: no training; weights default (5ca40bd31e71), 60 val pairs, draws: 1.
 
                     paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  large CT  large PET  large SPECT
 before alignment        3.84       3.80         3.72      7.28       8.63         7.58     21.37      24.58        22.10
-to affine               3.26       3.21         3.52      1.60       1.48         2.51      4.14       4.62         5.04
-to 1/16                 2.45       2.49         3.00      1.31       0.74         2.27      3.10       3.60         4.15
-to 1/8                  2.30       2.28         2.98      1.29       0.70         2.14      2.81       3.19         4.01
-all steps               2.19       2.22         2.96      1.28       0.69         2.13      2.58       3.08         3.98
-all steps, in grey      2.19       2.31         3.15      1.28       0.73         2.45      2.58       3.21         4.35
-and mirrored            2.15       2.18         2.89      1.24       0.70         1.96      2.52       2.99         3.78
-and a second pass       2.27       2.25         3.08      1.32       0.86         2.25      2.59       2.97         4.00
-and half of it          2.22       2.22         3.01      1.27       0.74         2.16      2.58       3.01         3.97
+to affine               3.24       3.19         3.47      1.58       1.48         2.53      4.14       4.55         4.98
+to 1/16                 2.40       2.44         2.92      1.28       0.81         2.19      3.09       3.54         4.10
+to 1/8                  2.26       2.23         2.90      1.29       0.71         2.07      2.77       3.09         3.93
+all steps               2.16       2.19         2.89      1.28       0.69         2.06      2.56       3.00         3.91
+all steps, in grey      2.16       2.27         3.07      1.28       0.71         2.39      2.56       3.15         4.35
+and mirrored            2.11       2.15         2.82      1.23       0.69         1.97      2.50       2.91         3.74
+and a second pass       2.26       2.25         3.05      1.33       0.86         2.26      2.57       2.94         3.91
+and half of it          2.20       2.20         2.95      1.28       0.73         2.12      2.56       2.95         3.89
 
 Mean endpoint error inside the head, pixels, against the known fields. A second pass is composed with the
 first on both sides of the middle.

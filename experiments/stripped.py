@@ -9,19 +9,19 @@ was before it was misaligned.
 Writes ``results/stripped.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (df975991d6f9), 60 val pairs, draws: 1.
+Budget: no training; weights default (5ca40bd31e71), 60 val pairs, draws: 1.
 
                       paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT
 before alignment          3.84       3.80         3.72      7.28       8.63         7.58
-as they are               2.19       2.22         2.96      1.28       0.69         2.13
-MRI without 4 px          2.25       2.26         2.99      1.36       0.77         2.22
-MRI without 8 px          2.36       2.32         3.11      1.50       0.86         2.36
-MRI without 16 px         3.14       2.52         3.72      2.92       1.52         3.74
-moving without 16 px      3.88       2.36         3.32      3.52       1.05         2.75
-both without 16 px        2.45       2.46         3.07      1.68       1.48         2.85
-moving above 0.1          2.19       2.46         3.08      1.26       1.26         2.23
-moving above 0.2          2.19       2.51         3.44      1.25       1.46         2.82
-moving above 0.3          2.23       2.56         3.89      1.29       1.58         3.86
+as they are               2.16       2.19         2.89      1.28       0.69         2.06
+MRI without 4 px          2.19       2.21         2.90      1.33       0.77         2.09
+MRI without 8 px          2.24       2.26         2.96      1.42       0.83         2.09
+MRI without 16 px         2.72       2.47         3.24      1.94       1.43         3.08
+moving without 16 px      3.10       2.32         3.08      2.53       1.00         2.41
+both without 16 px        2.42       2.39         3.00      1.62       1.37         2.64
+moving above 0.1          2.16       2.38         3.02      1.26       1.20         2.16
+moving above 0.2          2.16       2.43         3.30      1.25       1.39         2.78
+moving above 0.3          2.19       2.47         3.47      1.26       1.48         3.02
 
 Mean endpoint error inside the head, pixels, against the known fields, with the head as it was before.
 -- end of results --

@@ -56,3 +56,15 @@ def test_a_larger_first_network_is_refused(
         average(monkeypatch, str(one), str(other), "0.5", "-o", str(tmp_path / "mixed.safetensors"))
     assert "the first file holds a network of another shape" in capsys.readouterr().err
     assert not (tmp_path / "mixed.safetensors").exists()
+
+
+def test_one_part_alone_is_mixed(tmp_path: Path, small_cfg: BSAFusionCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    (one, first), (other, second) = (saved(tmp_path, name, small_cfg, 2) for name in "ab")
+    arguments = (str(one), str(other), "0.25", "--parts", "alignment", "-o", str(tmp_path / "mixed.safetensors"))
+    average(monkeypatch, *arguments)
+    mixed = weights.load(str(tmp_path / "mixed.safetensors"))[0].state_dict()
+    stay = ("fusion.", "encoder.shallow.", "alignment.assessment.", "representation.judge.")
+    assert all(any(name.startswith(part) for name in mixed) for part in stay[:2])
+    for name, value in mixed.items():
+        expected = second[name] if name.startswith(stay) else 0.75 * first[name] + 0.25 * second[name]
+        torch.testing.assert_close(value, expected.to(value.dtype))
