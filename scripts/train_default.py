@@ -5,9 +5,9 @@
 Every stage starts from the best weights of the one before and is kept in a folder of its own. With ``--minutes`` the
 call ends in time, with a checkpoint; the same command goes on from there. When all is trained, RUN/summary.json tells
 the mean endpoint errors on ``val`` (pixels, one draw with a fixed seed) of the weights it started from and of its own,
-and RUN/default.safetensors holds the result. The options are those of the last runs of the shipped weights
-(docs/training.md), except that fusion is trained once, with the weights of its last run: nothing is averaged. They are
-meant for a GPU; on a CPU give ``--batch 8`` and fewer steps.
+and RUN/default.safetensors holds the result. Alignment is trained as in run 29 of the shipped weights, on a GPU, with
+what runs 33 and after added for heads without their rim; fusion once, with the terms of its last run; the assessment
+as in its last runs (experiments/shipped_weights). Nothing is averaged. On a CPU give ``--batch 8`` and fewer steps.
 """
 
 from __future__ import annotations

@@ -58,13 +58,16 @@ def test_a_larger_first_network_is_refused(
     assert not (tmp_path / "mixed.safetensors").exists()
 
 
-def test_one_part_alone_is_mixed(tmp_path: Path, small_cfg: BSAFusionCfg, monkeypatch: pytest.MonkeyPatch) -> None:
-    (one, first), (other, second) = (saved(tmp_path, name, small_cfg, 2) for name in "ab")
+def test_alignment_alone_is_mixed_with_a_network_of_another_fusion(
+    tmp_path: Path, small_cfg: BSAFusionCfg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = replace(small_cfg, fusion=replace(small_cfg.fusion, hidden=small_cfg.fusion.hidden + 1))
+    (one, first), (other, second) = (saved(tmp_path, name, cfg, 2) for name, cfg in (("a", older), ("b", small_cfg)))
     arguments = (str(one), str(other), "0.25", "--parts", "alignment", "-o", str(tmp_path / "mixed.safetensors"))
     average(monkeypatch, *arguments)
     mixed = weights.load(str(tmp_path / "mixed.safetensors"))[0].state_dict()
     stay = ("fusion.", "encoder.shallow.", "alignment.assessment.", "representation.judge.")
-    assert all(any(name.startswith(part) for name in mixed) for part in stay[:2])
+    assert all(any(name.startswith(part) for name in mixed) for part in stay)
     for name, value in mixed.items():
         expected = second[name] if name.startswith(stay) else 0.75 * first[name] + 0.25 * second[name]
         torch.testing.assert_close(value, expected.to(value.dtype))
