@@ -310,6 +310,19 @@ def test_an_empty_label_slice_is_fine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("smallest", "largest", "dtype"),
+    [(0, 7, "uint8"), (-1, 256, "int16"), (0, 40_000, "uint16"), (-1, 40_000, "int32"), (0, 2**24, "int32")],
+)
+def test_labels_are_written_as_integers(tmp_path: Path, smallest: int, largest: int, dtype: str) -> None:
+    labels = np.full((1, 48, 60), smallest, np.float32)
+    labels[0, 3, 4] = largest
+    write_image(tmp_path / "a.nii.gz", labels, geometry=TURNED, labels=True)
+    written = nib.load(tmp_path / "a.nii.gz")
+    assert written.get_data_dtype() == dtype
+    np.testing.assert_array_equal(np.asarray(written.dataobj).squeeze().T, labels[0])
+
+
+@pytest.mark.parametrize(
     ("label", "dtype"), [(2**24 + 1, "int32"), (-(2**24) - 1, "int64"), (2**60 + 1, "int64"), (0.1, "float64")]
 )
 def test_labels_that_would_change_are_refused(tmp_path: Path, label: float, dtype: str) -> None:

@@ -240,7 +240,9 @@ def warp(
         spread = None if largest is None else (0.0, largest)
         out.parent.mkdir(parents=True, exist_ok=True)
         if volume:
-            write_image(out, carried, geometry=field.geometry, value_range=spread if len(carried) == 3 else None)
+            # A volume keeps grey values as they are.
+            spread = spread if len(carried) == 3 else None
+            write_image(out, carried, geometry=field.geometry, value_range=spread, labels=labels)
         else:
             write_image(out, carried, value_range=spread, dtype=depth)
         typer.echo(str(out))

@@ -22,7 +22,7 @@ from torch import Tensor
 from bsafusion.colour import split_colour
 from bsafusion.deformation import affine_field, compose, warp
 from bsafusion.image import Geometry, Image, Modality, luma_of
-from bsafusion.io import read_csv, read_image
+from bsafusion.io import PathLike, read_csv, read_image
 from bsafusion.metrics import head_mask
 from bsafusion.models.representation import MODALITIES
 from bsafusion.preprocessing import fit_intensity, match_grids, resample_to_grid
@@ -50,13 +50,14 @@ class Pair:
     case: str
 
 
-def read_pairs(path: Path, *, split: str | None = None) -> list[Pair]:
+def read_pairs(path: PathLike, *, split: str | None = None) -> list[Pair]:
     """Rows of a CSV with columns ``fixed``, ``moving`` and ``task`` (``slice`` or ``id``, ``split``, ``case``
     if there are).
 
     Image paths are relative to the CSV. Raises :class:`DatasetError` for a CSV that :func:`bsafusion.io.read_csv`
     cannot read, an empty cell or an unknown task.
     """
+    path = Path(path)
     pairs = []
     for number, row in read_csv(path, what="pairs CSV", columns=_COLUMNS, error=DatasetError):
         if not all(row[column] for column in ("task", "fixed", "moving")):

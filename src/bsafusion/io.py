@@ -850,6 +850,7 @@ def write_image(
     value_range: tuple[float, float] | None = None,
     dtype: PixelType | None = None,
     geometry: Geometry | None = None,
+    labels: bool = False,
 ) -> None:
     """Write an image; the suffix chooses the format.
 
@@ -865,6 +866,8 @@ def write_image(
             read with the pixel type to be written needs none: its values are kept.
         dtype: ``uint8`` or ``uint16``; by default the image's own type if it is one of these, else ``uint8``.
         geometry: needed to write an array as NIfTI.
+        labels: it is a label map: as NIfTI its grey values, if they are whole numbers, are kept in the smallest
+            integer type that holds them; at most :data:`LARGEST_LABEL`.
 
     Raises:
         ImageError: suffix, shape, values or range do not fit.
@@ -884,7 +887,8 @@ def write_image(
         if grid is None or grid.shape != array.shape[1:]:
             raise ImageError(f"{path.name}: NIfTI needs the geometry of a grid {array.shape[1:]}; pass geometry=")
         keep = len(array) == 1 and dtype is None and value_range is None
-        values = array.astype(np.float32) if keep else _quantise(array, value_range, dtype or "uint8", stored, path)
+        exact = _smallest_type(array) if labels else np.dtype(np.float32)
+        values = array.astype(exact) if keep else _quantise(array, value_range, dtype or "uint8", stored, path)
         layout = _nifti_layout(values)
         content = _nifti_bytes(layout if grid.placement is None else layout[..., None], grid)
         with write_whole(path) as temporary:
@@ -892,6 +896,14 @@ def write_image(
         return
     pixel_type: PixelType = dtype or ("uint16" if stored == "uint16" else "uint8")
     _write_picture(path, _quantise(array, value_range, pixel_type, stored, path))
+
+
+def _smallest_type(labels: NDArray[Any]) -> np.dtype[Any]:
+    """Of whole numbers up to LARGEST_LABEL; float32 for others."""
+    if (labels % 1).any():
+        return np.dtype(np.float32)
+    kinds = (np.iinfo(kind) for kind in ("uint8", "int16", "uint16", "int32"))
+    return next(kind.dtype for kind in kinds if kind.min <= labels.min() and labels.max() <= kind.max)
 
 
 def _quantise(
