@@ -603,6 +603,53 @@ def test_dicom_geometry_of_sagittal_flipped_rows(tmp_path: Path) -> None:
     assert read_image(tmp_path / "p.dcm").geometry == Geometry.picture((64, 64))
 
 
+def _items(**values: Any) -> pydicom.Sequence:
+    """A sequence of one item."""
+    item = pydicom.Dataset()
+    for keyword, value in values.items():
+        setattr(item, keyword, value)
+    return pydicom.Sequence([item])
+
+
+def test_an_enhanced_dicom_of_one_frame(tmp_path: Path) -> None:
+    path = tmp_path / "e.dcm"
+    dataset = pydicom.dcmread(DICOM_FILES / "CT_small.dcm")
+    stored = dataset.pixel_array.astype(np.float64)
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = pydicom.uid.EnhancedCTImageStorage
+    dataset.NumberOfFrames = 1
+    for keyword in ("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient"):
+        del dataset[keyword]
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+    dataset.SharedFunctionalGroupsSequence = _items(
+        PixelMeasuresSequence=_items(PixelSpacing=[0.9, 0.6], SliceThickness=5),
+        PlaneOrientationSequence=_items(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
+        PixelValueTransformationSequence=_items(RescaleSlope=2, RescaleIntercept=-1000, RescaleType="HU"),
+    )
+    dataset.PerFrameFunctionalGroupsSequence = _items(
+        PlanePositionSequence=_items(ImagePositionPatient=[-80, -110, 33])
+    )
+    dataset.save_as(path)
+    image = read_image(path)
+    np.testing.assert_array_equal(image.array[0], stored * 2 - 1000)
+    assert (image.dtype, image.geometry.plane, image.geometry.spacing) == ("float64", "axial", (0.6, 0.9))
+    assert image.meta["slice_position_mm"] == 33
+    np.testing.assert_allclose(image.geometry.index_to_physical(np.array([10, 5])), [-77, -101])
+    assert image.geometry.placement is not None
+    assert image.geometry.placement[2][2] == 5
+    reference = sitk.ReadImage(str(path))
+    np.testing.assert_array_equal(image.array[0], sitk.GetArrayFromImage(reference)[0])
+    np.testing.assert_allclose(reference.TransformIndexToPhysicalPoint((5, 10, 0))[:2], [-77, -101])
+
+    # The frame's own word goes before the shared one, and that before the file's.
+    dataset.PerFrameFunctionalGroupsSequence[0].PixelMeasuresSequence = _items(PixelSpacing=[0.5, 0.4])
+    dataset.PixelSpacing, dataset.RescaleIntercept = [7, 7], 7
+    dataset.PhotometricInterpretation = "MONOCHROME1"
+    dataset.save_as(path)
+    image = read_image(path)
+    assert image.geometry.spacing == (0.4, 0.5)
+    np.testing.assert_array_equal(image.array[0], (stored.max() + stored.min() - stored) * 2 - 1000)
+
+
 def test_dicom_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, message in (
         ("rtdose.dcm", "DICOM with 15 frames"),

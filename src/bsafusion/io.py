@@ -66,6 +66,13 @@ _OTHER_FORMATS = {
     b"NRRD": "an NRRD file",
 }
 _MODALITY_TAGS = {"MR": Modality.MRI, "CT": Modality.CT, "PT": Modality.PET, "NM": Modality.SPECT}
+# Where an enhanced DICOM keeps of each frame what a classic one states once.
+_FRAME_GROUPS = {
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+}
 _MM_PER_UNIT = (1.0, 1000.0, 1.0, 0.001)  # by NIfTI's code: unknown, m, mm, micron
 _NIFTI_CLASSES: dict[int, Any] = {1: nib.Nifti1Image, 2: nib.Nifti2Image}
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -622,6 +629,7 @@ def _read_dicom(path: Path) -> _Pixels:
             if frames > 1:
                 raise ImageError(f"DICOM with {frames} frames; expected one slice; extract one frame to a file")
             check_size((int(dataset.Rows), int(dataset.Columns)))
+            _state_frame(dataset)
             syntax = _check_decoder(dataset)
             array, dtype, meta = _dicom_array(dataset)
             geometry, facts = _dicom_geometry(dataset)
@@ -633,6 +641,17 @@ def _read_dicom(path: Path) -> _Pixels:
     tag = str(dataset.get("Modality", ""))
     meta["transfer_syntax"] = syntax
     return _Pixels(array, geometry, dtype, _MODALITY_TAGS.get(tag, Modality.UNKNOWN), meta | facts)
+
+
+def _state_frame(dataset: pydicom.Dataset) -> None:
+    """Make a classic DICOM of an enhanced one with a single frame: what is said of the frame goes before the rest."""
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for frame in dataset.get(groups) or ():
+            for group, keywords in _FRAME_GROUPS.items():
+                for item in frame.get(group) or ():
+                    for keyword in keywords:
+                        if keyword in item:
+                            dataset[keyword] = item[keyword]
 
 
 def read_colormap(name: str) -> NDArray[np.float32]:
