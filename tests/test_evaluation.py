@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -481,6 +482,36 @@ def test_there_is_nothing_to_predict_in_a_folder_of_fused_images() -> None:
 
 
 # --- command -----------------------------------------------------------------------------------------
+
+
+def test_the_page_s_function_of_one_s_own_is_scored(
+    pairs_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[1] / "docs/evaluation.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, re.S)
+    assert code is not None
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pairs_csv.parent, tmp_path, dirs_exist_ok=True)
+    text = code[1].replace("EvaluationCfg()", f'EvaluationCfg(side={SIDE}, suites=("rigid",), fusions=())')
+    scope: dict[str, Any] = {"my_field": lambda fixed, moving: np.zeros((2, *fixed.shape), np.float32)}
+    exec(text, scope)
+    assert [row["error"] for row in scope["rows"]] == pytest.approx([row["before"] for row in scope["rows"]])
+
+
+@pytest.mark.parametrize(("levels", "refused"), [(0.6, True), (0.7, False)])
+def test_a_picture_whose_levels_are_not_what_methods_see_is_refused(
+    levels: float, refused: bool, pairs_csv: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pairs_csv.parent, tmp_path, dirs_exist_ok=True)
+    full = read_image(tmp_path / "6-mri.png")
+    dim = np.round(levels * 255 * (full.array - full.array.min()) / np.ptp(full.array)).astype(np.uint8)
+    write_image(tmp_path / "6-mri.png", dim, value_range=(0, 255))
+    if not refused:
+        Benchmark(tmp_path / "pairs.csv", CFG)
+        return
+    with pytest.raises(EvaluationError, match=r"6-mri\.png: its levels 0 to 153 are less than two thirds of 0 to 255"):
+        Benchmark(tmp_path / "pairs.csv", CFG)
+    Benchmark(tmp_path / "pairs.csv", replace(CFG, side=SIDE - 1))  # resampled: scored as methods see it
 
 
 def test_the_command_predicts_scores_and_writes_the_tables(pairs_csv: Path, tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def test_a_field_counts_once_whatever_is_fused_with_it() -> None:
 
 def test_comparison_takes_the_same_pairs_and_draws() -> None:
     paired = {(r.task, r.metric, r.fusion): r for r in compare(ROWS, "ours")}
+    assert {(r.fusion_ours, r.fusion) for r in paired.values()} == {("", ""), ("network", "maximum")}
     error = paired["ct-mri", "error", ""]
     assert (error.ours, error.other, error.n) == ("ours", "other", 2)
     # Draw 1 of a and all of c have no partner: a is 1 against 3, b is 1 against 2.
@@ -103,6 +104,22 @@ def test_comparison_takes_the_same_pairs_and_draws() -> None:
     )  # higher is better: 0.6, 0.5 against 0.5, 0.6
     qcv = paired["ct-mri", "qcv", "maximum"]
     assert (qcv.mean_ours, qcv.mean_other, qcv.share_better) == (10.0, 12.5, 0.5)
+
+
+def test_comparison_at_the_same_fusion_has_rows_of_its_own() -> None:
+    rows = [*ROWS, row("ours", "a", 1.0, qabf=0.9), row("ours", "b", 1.0, qabf=0.8)]
+    paired = {(r.fusion_ours, r.fusion): r for r in compare(rows, "ours") if (r.task, r.metric) == ("ct-mri", "qabf")}
+    assert paired.keys() == {("network", "maximum"), ("maximum", "maximum")}
+    assert paired["network", "maximum"].mean_ours == pytest.approx(0.55)
+    assert paired["maximum", "maximum"].mean_ours == pytest.approx(0.85)
+
+
+def test_a_method_that_only_says_when_it_fails_failed_in_a_share_of_all_its_pairs() -> None:
+    rows = [row("other", "a", 3.0, status="failed"), *(row("other", id, 1.0) for id in "bcd")]
+    summary = summarise_rows(rows)
+    failed = found(summary, "other", "", "paper", "ct-mri", "failed")
+    assert (failed.n, failed.mean) == (4, 0.25)
+    assert not any(r.metric == "suspect" for r in summary)
 
 
 def test_comparison_without_ours_is_empty() -> None:

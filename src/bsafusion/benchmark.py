@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from bsafusion.datasets import MISALIGNMENTS, TASKS, Pair, PairSet, read_pairs, validation_batch
 from bsafusion.io import read_image
 from bsafusion.plain_fusion import FUSIONS
+from bsafusion.preprocessing import white_level
 from bsafusion.scoring import Reference, grey_levels
 from bsafusion.weights import file_sha256
 
@@ -32,6 +33,9 @@ SUITES = (*MISALIGNMENTS, "corrupted")
 
 OWN = "own"
 """The suite of a third party's fused images that were made from misaligned inputs of its own."""
+
+LEAST_RANGE = 2 / 3
+"""Of black to white that a picture must use: methods see it stretched, metrics are taken from the file's levels."""
 
 PLAIN_FUSIONS = ("maximum", "average", "laplacian")
 _CPU = torch.device("cpu")
@@ -185,7 +189,8 @@ class Benchmark:
 
     Raises:
         DatasetError: the pairs cannot be used.
-        EvaluationError: an id cannot be the name of a folder, or stands twice in a task.
+        EvaluationError: an id cannot be the name of a folder, or stands twice in a task; a picture is too dim to be
+            scored by its levels (:data:`LEAST_RANGE`).
     """
 
     def __init__(self, pairs: Path, cfg: EvaluationCfg) -> None:
@@ -199,6 +204,8 @@ class Benchmark:
                 raise EvaluationError(f"{pairs}: id {pair.id!r} stands twice in {pair.task}; make the ids unique")
             seen.add((pair.task, pair.id))
         self.data = PairSet(listed, side=cfg.side)
+        for path in dict.fromkeys(path for pair in listed for path in (pair.fixed, pair.moving)):
+            _check_range(path, cfg.side)
 
     def cases(self, draws: int) -> list[Case]:
         """All cases, those of one pair next to each other."""
@@ -258,6 +265,17 @@ class Benchmark:
             "misalignments": {name: asdict(family) for name, family in MISALIGNMENTS.items()},
             "corruptions": {name: list(spread) for name, spread in CORRUPTIONS.items()},
         }
+
+
+def _check_range(path: Path, side: int) -> None:
+    """Raise where a picture is scored by its levels and they are far from what methods see."""
+    image = read_image(path)
+    white, low, high = white_level(image), float(image.array.min()), float(image.array.max())
+    if white is not None and image.geometry.shape == (side, side) and high - low < LEAST_RANGE * white:
+        raise EvaluationError(
+            f"{path}: its levels {low:g} to {high:g} are less than two thirds of 0 to {white:g}; methods see a picture "
+            "stretched and metrics are taken from the levels of the file, so they would not fit; stretch the file first"
+        )
 
 
 def spaced(indices: list[int], limit: int | None) -> list[int]:

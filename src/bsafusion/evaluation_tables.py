@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bsafusion.benchmark import EvaluationCfg
-from bsafusion.evaluation import COLUMNS, REGISTRATION_METRICS, Row
+from bsafusion.evaluation import COLUMNS, NETWORK_FUSION, REGISTRATION_METRICS, Row
 from bsafusion.io import write_csv, write_whole
 from bsafusion.metrics import DIRECTIONS, PAPER_METRICS
 from bsafusion.report import NOT_CLINICAL
@@ -47,7 +47,7 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class PairedRow:
-    """Ours and another method on the same pairs and draws.
+    """Ours and another method on the same pairs and draws, fused by ``fusion_ours`` and ``fusion`` (empty for fields).
 
     ``difference`` is ours minus other, with its 95 % interval; ``share_better``: of the pairs on which ours is better.
     """
@@ -56,6 +56,7 @@ class PairedRow:
     task: str
     ours: str
     other: str
+    fusion_ours: str
     fusion: str
     metric: str
     n: int
@@ -100,13 +101,17 @@ def _summarised(pairs: Mapping[Key, Mapping[str, float]], metrics: Sequence[str]
 
 
 def field_rows(rows: Iterable[Row]) -> list[Row]:
-    """One row per method, suite, pair and draw, with the shares of :data:`SHARES` as 0 and 1."""
+    """One row per method, suite, pair and draw, with the shares of :data:`SHARES` as 0 and 1.
+
+    ``suspect`` is None where a method has no verdict on the result, ``failed`` never: success may go without saying.
+    """
     chosen: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         if row["error"] is not None:
             key = tuple(row[name] for name in ("method", "suite", "task", "id", "draw"))
-            says = row["status"] != ""
-            chosen.setdefault(key, row | {name: float(row["status"] == name) if says else None for name in SHARES})
+            status = row["status"]
+            suspect = float(status == "suspect") if status in ("ok", "suspect") else None
+            chosen.setdefault(key, row | {"suspect": suspect, "failed": float(status == "failed")})
     return list(chosen.values())
 
 
@@ -139,24 +144,28 @@ def summarise_rows(rows: Sequence[Row]) -> list[SummaryRow]:
 def compare(rows: Sequence[Row], ours: str) -> list[PairedRow]:
     """The method ``ours`` against every other one: error of the field, and each fusion metric.
 
-    Fusions are compared with the network's own where ``ours`` has one, else with the same plain one.
+    Every fusion of another method is compared with the network's own, where ``ours`` has one, and with the same one.
     """
     found: list[PairedRow] = []
     fields_of = _groups(field_rows(rows), "suite", "method")
     fusions_of = _groups(rows, "suite", "method", "fusion")
     for (suite, other), theirs in fields_of.items():
         if other != ours and (suite, ours) in fields_of:
-            found += _paired(fields_of[suite, ours], theirs, ("error",), suite, ours, other, "")
+            found += _paired(fields_of[suite, ours], theirs, ("error",), (suite, ours, other, "", ""))
     for (suite, other, fusion), theirs in fusions_of.items():
-        mine = fusions_of.get((suite, ours, "network")) or fusions_of.get((suite, ours, fusion))
-        if other != ours and mine:
-            found += _paired(mine, theirs, PAPER_METRICS, suite, ours, other, fusion)
+        for own in dict.fromkeys((NETWORK_FUSION, fusion)):
+            mine = fusions_of.get((suite, ours, own))
+            if other != ours and mine:
+                found += _paired(mine, theirs, PAPER_METRICS, (suite, ours, other, own, fusion))
     return found
 
 
 def _paired(
-    mine: list[Row], theirs: list[Row], metrics: Sequence[str], suite: str, ours: str, other: str, fusion: str
+    mine: list[Row], theirs: list[Row], metrics: Sequence[str], compared: tuple[str, str, str, str, str]
 ) -> list[PairedRow]:
+    """``compared``: suite, both methods and both fusions, as in :class:`PairedRow`."""
+    suite, ours, other, own, fusion = compared
+
     def drawn(row: Row) -> tuple[Any, ...]:
         return row["task"], row["id"], row["draw"]
 
@@ -171,8 +180,8 @@ def _paired(
             keys = [k for k in differences if metric in differences[k] and task in (ALL, k[0])]
             mean_ours, mean_other = (float(np.mean([of[k][metric] for k in keys])) for of in (a, b))
             share = float(np.mean([sign * differences[k][metric] > 0 for k in keys]))
-            paired = (suite, task, ours, other, fusion, metric, s.n, mean_ours, mean_other, s.mean, s.low, s.high)
-            found.append(PairedRow(*paired, share_better=share))
+            who = (suite, task, ours, other, own, fusion, metric)
+            found.append(PairedRow(*who, s.n, mean_ours, mean_other, s.mean, s.low, s.high, share))
     return found
 
 
