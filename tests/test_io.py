@@ -8,6 +8,8 @@ import math
 import os
 import shutil
 import struct
+import threading
+import warnings
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -213,13 +215,27 @@ def test_pages_and_colour_spaces_that_are_refused(tmp_path: Path, rng: np.random
         read_image(tmp_path / "k.png")
 
 
-def _tiff(path: Path, pixels: np.ndarray, *, extra: int | None = None, planar: int = 1, tiled: bool = False) -> Path:
+def _tiff(
+    path: Path,
+    pixels: np.ndarray,
+    *,
+    extra: int | None = None,
+    planar: int = 1,
+    tiled: bool = False,
+    photometric: int | None = None,
+) -> Path:
     """A little-endian TIFF of ``H W [C]`` as numpy holds it, which Pillow would not write."""
     height, width, samples = (*pixels.shape, 1)[:3]
     data = (np.moveaxis(pixels, -1, 0) if planar == 2 else pixels).tobytes()
     kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
     tags: dict[int, list[int]] = {256: [width], 257: [height], 258: [8 * pixels.itemsize] * samples, 259: [1]}
-    tags |= {262: [2 if samples >= 3 else 1], 277: [samples], 284: [planar], 339: [kind] * samples}
+    colour = 2 if samples >= 3 else 1
+    tags |= {
+        262: [colour if photometric is None else photometric],
+        277: [samples],
+        284: [planar],
+        339: [kind] * samples,
+    }
     if extra is not None:
         tags[338] = [extra]
     chunks = samples if planar == 2 else 1
@@ -253,6 +269,15 @@ def test_32_bit_tiff_does_not_wrap(tmp_path: Path) -> None:
     np.testing.assert_array_equal(signed.array[0], values.view(np.int32).astype(np.float32))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32"])
+def test_signed_tiffs_keep_their_values_and_type(tmp_path: Path, dtype: str) -> None:
+    limits = np.iinfo(dtype)
+    values = np.linspace(limits.min, limits.max, 48 * 60).astype(dtype).reshape(48, 60)
+    image = read_image(_tiff(tmp_path / "a.tif", values))
+    assert image.dtype == dtype
+    np.testing.assert_array_equal(image.array[0], values.astype(np.float32))
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float16", "uint64"])
 def test_a_tiff_s_pixel_type_is_named_where_it_cannot_be_read(tmp_path: Path, dtype: str) -> None:
     path = _tiff(tmp_path / "a.tif", np.eye(48, 60, dtype=dtype))
@@ -264,11 +289,21 @@ def test_a_tiff_s_pixel_type_is_named_where_it_cannot_be_read(tmp_path: Path, dt
 
 @pytest.mark.parametrize("options", [{"planar": 2}, {"tiled": True}])
 def test_deep_colour_in_tiles_or_planes_is_refused_as_such(
-    tmp_path: Path, rng: np.random.Generator, options: dict[str, Any]
+    tmp_path: Path, rng: np.random.Generator, options: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     array = rng.integers(0, 65535, (64, 64, 3), dtype=np.uint16)
     with pytest.raises(ImageError, match=r"16-bit colour TIFF in tiles or separate planes; .* save it as PNG"):
         read_image(_tiff(tmp_path / "a.tif", array, **options))
+    assert capfd.readouterr().err == ""  # ITK has a word for it, too
+
+
+def test_deep_cmyk_is_refused_as_such(
+    tmp_path: Path, rng: np.random.Generator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    array = rng.integers(0, 65535, (48, 60, 4), dtype=np.uint16)
+    with pytest.raises(ImageError, match=r"TIFF with CMYK colours; expected grey or RGB"):
+        read_image(_tiff(tmp_path / "a.tif", array, photometric=5))
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
@@ -287,6 +322,37 @@ def test_a_folder_without_a_name_is_named(monkeypatch: pytest.MonkeyPatch, tmp_p
         read_image(".")
 
 
+def test_threads_leave_the_filters_of_warnings_as_they_were(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PIL.Image.fromarray(_grey(rng)).save(tmp_path / "a.png")
+    opened = PIL.Image.open
+    first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(*args: Any, **options: Any) -> PIL.Image.Image:
+        if threading.current_thread() is first:
+            first_in.set()
+            second_in.wait(0.2)
+        else:
+            second_in.set()
+            first_out.wait(5)
+        return opened(*args, **options)
+
+    def read() -> None:
+        read_image(tmp_path / "a.png")
+        first_out.set()
+
+    monkeypatch.setattr(PIL.Image, "open", slow)
+    first, second = threading.Thread(target=read), threading.Thread(target=read)
+    before = list(warnings.filters)
+    first.start()
+    assert first_in.wait(5)
+    second.start()
+    first.join()
+    second.join()
+    assert list(warnings.filters) == before
+
+
 # --- labels
 
 
@@ -300,6 +366,79 @@ def test_labels_of_a_palette_are_its_indices(tmp_path: Path, rng: np.random.Gene
     np.testing.assert_array_equal(image.array, indices[None])
     PIL.Image.fromarray(indices > 0).save(tmp_path / "one.png")
     np.testing.assert_array_equal(read_image(tmp_path / "one.png", labels=True).array[0], indices > 0)
+
+
+def _shallow(path: Path, levels: np.ndarray, bits: int, transparent: int | None = None) -> Path:
+    """A grey PNG of 1, 2 or 4 bit, which Pillow would not write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width = levels.shape
+    rows = np.packbits(np.unpackbits(levels[..., None], axis=-1)[..., 8 - bits :].reshape(height, -1), axis=-1)
+    content = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0))
+    if transparent is not None:
+        content += chunk(b"tRNS", struct.pack(">H", transparent))
+    content += chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    return path
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_labels_of_few_bits_are_not_spread_over_eight(tmp_path: Path, rng: np.random.Generator, bits: int) -> None:
+    levels = rng.integers(0, 2**bits, (48, 64), dtype=np.uint8)
+    path = _shallow(tmp_path / "a.png", levels, bits)
+    np.testing.assert_array_equal(read_image(path, labels=True).array[0], levels)
+    np.testing.assert_array_equal(read_image(path).array[0], levels * (255 // (2**bits - 1)))
+    path = _shallow(tmp_path / "t.png", levels, bits, transparent=0)
+    np.testing.assert_array_equal(read_image(path, labels=True).array[0], levels)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_labels_are_not_mirrored_where_white_is_zero(tmp_path: Path, rng: np.random.Generator, dtype: str) -> None:
+    labels = rng.integers(0, 5, (48, 60)).astype(dtype)
+    path = _tiff(tmp_path / "a.tif", labels, photometric=0)
+    image = read_image(path, labels=True)
+    assert image.dtype == dtype
+    np.testing.assert_array_equal(image.array[0], labels)
+    np.testing.assert_array_equal(read_image(path).array[0], np.iinfo(dtype).max - labels)
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_labels_of_few_bits_where_white_is_zero(tmp_path: Path, rng: np.random.Generator, bits: int) -> None:
+    levels = rng.integers(0, 2**bits, (48, 64), dtype=np.uint8)
+    packed = np.packbits(np.unpackbits(levels[..., None], axis=-1)[..., 8 - bits :].reshape(48, -1), axis=-1)
+    content = _tiff(tmp_path / "a.tif", packed, photometric=0).read_bytes()
+    for tag, was, now in ((256, packed.shape[1], 64), (258, 8, bits)):
+        entry = struct.pack("<HHI", tag, 4, 1)
+        assert content.count(entry + struct.pack("<I", was)) == 1
+        content = content.replace(entry + struct.pack("<I", was), entry + struct.pack("<I", now))
+    (tmp_path / "a.tif").write_bytes(content)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", labels=True).array[0], levels)
+
+
+def test_labels_in_colour_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    PIL.Image.fromarray(_rgb(rng)).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"^a\.png: a label map in colour; expected one value a pixel, .*palette"):
+        read_image(tmp_path / "a.png", labels=True)
+    grey = _grey(rng)
+    PIL.Image.fromarray(np.dstack([grey] * 3)).save(tmp_path / "g.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "g.png", labels=True).array, grey[None])
+
+
+def test_dicom_labels_keep_their_values(tmp_path: Path, rng: np.random.Generator) -> None:
+    dataset = pydicom.dcmread(DICOM_FILES / "MR_small.dcm")
+    labels = rng.integers(0, 5, (64, 64)).astype(np.int16)
+    dataset.PixelData = labels.tobytes()
+    dataset.PhotometricInterpretation = "MONOCHROME1"
+    dataset.save_as(tmp_path / "m.dcm")
+    image = read_image(tmp_path / "m.dcm", labels=True)
+    assert (image.dtype, "inverted" in image.meta) == ("int16", False)
+    np.testing.assert_array_equal(image.array[0], labels)
+    indices = read_image(DICOM_FILES / "examples_palette.dcm", labels=True)
+    stored = pydicom.dcmread(DICOM_FILES / "examples_palette.dcm").pixel_array
+    assert indices.dtype == stored.dtype.name
+    np.testing.assert_array_equal(indices.array[0], stored)
 
 
 def test_an_empty_label_slice_is_fine(tmp_path: Path) -> None:

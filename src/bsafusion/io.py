@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -78,11 +79,12 @@ _NIFTI_CLASSES: dict[int, Any] = {1: nib.Nifti1Image, 2: nib.Nifti2Image}
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # NIfTI-1 keeps 80 bytes of free text: what a 4x4 matrix cannot say about a 2-D grid is kept there.
 _NOTE_PREFIX = "bsafusion "
-_NOTE_MOVING = ", into "  # of a field: the grid it leads into
+_NOTE_MOVING = ", into "  # of a field: the grid it leads into, see _frame_note
 _NOTE_PLACEMENT = "bsafusion placement "  # of a field, in a header extension: where its slice lies
 
 
 _Facts = dict[str, str | float]
+_FILTERS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ def read_image(
         path: the file.
         slice_index: which slice of a 3-D NIfTI to take, along its last stored axis.
         modality: overrides what the file says, unless unknown.
-        labels: it is a label map: a palette gives its indices instead of its colours, one value may fill it, and
-            values that float32 would change are refused.
+        labels: it is a label map: its values are those that are stored, whatever they look like (a palette gives
+            its indices), and one may fill it. Colours, and values that float32 would change, are refused.
 
     Raises:
         ImageError: the file is missing, not a supported image, damaged, or not one 2-D image.
@@ -126,6 +128,8 @@ def read_image(
         if len(array) == 3 and (array == array[:1]).all():
             array = array[:1]
             meta["channels"] = "three identical channels, read as grey"
+        if labels and len(array) == 3:
+            raise ImageError("a label map in colour; expected one value a pixel, grey or with a palette; save it so")
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return Image(
@@ -144,6 +148,17 @@ def read_image(
         raise ImageError(f"{shown}: cannot be read ({error}); check the file") from error
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of other libraries: odd metadata is no reason to complain, and what is used is checked here.
+
+    The filters are those of the whole process, so one thread at a time changes them and puts them back.
+    """
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _check_labels(array: NDArray[Any]) -> None:
     with np.errstate(over="ignore"):
         changed = array[(np.abs(array.astype(np.float64)) > LARGEST_LABEL) | (array.astype(np.float32) != array)]
@@ -159,7 +174,7 @@ def _read_pixels(path: Path, kind: str, slice_index: int | None, labels: bool) -
         return _read_nifti(path, slice_index)
     if slice_index is not None:
         raise ImageError(f"{kind} holds one slice but slice_index={slice_index} was given; leave it out")
-    return _read_dicom(path) if kind == "DICOM" else _read_picture(path, kind, labels)
+    return _read_dicom(path, labels) if kind == "DICOM" else _read_picture(path, kind, labels)
 
 
 def _recognise(path: Path) -> str:
@@ -272,9 +287,7 @@ _SEPARATORS = {";": "semicolons", "\t": "tabs"}
 
 
 def _read_picture(path: Path, kind: str, labels: bool) -> _Pixels:
-    with warnings.catch_warnings():
-        # Odd metadata is no reason to complain about a picture; a decompression bomb is.
-        warnings.simplefilter("ignore")
+    with _quiet():
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
         try:
             # Given a path, Pillow memory-maps uncompressed TIFF and scrambles those stored on their side.
@@ -341,14 +354,16 @@ def _picture_pixels(picture: PIL.Image.Image, path: Path, kind: str, labels: boo
     if _has_16_bit_colour(picture, path):
         if orientation != 1:
             raise ImageError("16-bit colour with an EXIF orientation; expected none; save it upright")
-        array, dtype = _read_16_bit_colour(path, kind), "uint16"
+        array, dtype = _read_16_bit_colour(picture, path, kind), "uint16"
     else:
-        unsigned = picture.mode == "I" and _tiff_samples(path) == (1, "uint32")
         array, dtype = _decode(PIL.ImageOps.exif_transpose(picture), kind, labels)
-        if dtype == "uint16" and _white_is_zero(picture):
+        if labels:
+            array = _as_stored(array, picture, path)
+        elif dtype == "uint16" and _white_is_zero(picture):
             array = 65535 - array
-        if unsigned:  # Pillow reads these as signed.
-            array, dtype = array.view(np.uint32), "uint32"
+        stored = _tiff_samples(path)[1] if kind == "TIFF" and picture.mode in ("L", "I") else ""
+        if stored in ("int8", "int16", "uint32"):  # Pillow reads these as uint8, int32 and int32.
+            array, dtype = array.astype(stored), stored
     array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
     return _Pixels(array, Geometry.picture(array.shape[1:]), dtype, meta=meta)
 
@@ -356,12 +371,32 @@ def _picture_pixels(picture: PIL.Image.Image, path: Path, kind: str, labels: boo
 def _has_16_bit_colour(picture: PIL.Image.Image, path: Path) -> bool:
     if isinstance(picture, PIL.TiffImagePlugin.TiffImageFile):
         bits = picture.tag_v2.get(PIL.TiffImagePlugin.BITSPERSAMPLE, (1,))
-        return len(bits) > 1 and max(bits) == 16
+        return len(bits) > 1 and max(bits) == 16 and picture.mode != "CMYK"
     if picture.format != "PNG":
         return False
-    with path.open("rb") as stream:
-        depth, colour_type = stream.read(26)[24:]  # IHDR: bit depth, then 2 RGB, 4 grey + alpha, 6 RGB + alpha
+    depth, colour_type = _png_depth(path)
     return depth == 16 and colour_type in (2, 4, 6)
+
+
+def _png_depth(path: Path) -> tuple[int, int]:
+    """Bits a sample, and the colour type: 0 grey, 2 RGB, 3 palette, 4 grey + alpha, 6 RGB + alpha."""
+    with path.open("rb") as stream:
+        depth, colour_type = stream.read(26)[24:]
+    return depth, colour_type
+
+
+def _as_stored(array: NDArray[Any], picture: PIL.Image.Image, path: Path) -> NDArray[Any]:
+    """Undo what Pillow does for looks at up to 8 bit: 2 and 4 bit spread over 8, white-is-zero mirrored."""
+    if picture.mode not in ("1", "L"):
+        return array
+    bits = 8
+    if isinstance(picture, PIL.TiffImagePlugin.TiffImageFile):
+        bits = picture.tag_v2.get(PIL.TiffImagePlugin.BITSPERSAMPLE, (1,))[0]
+    elif picture.format == "PNG":
+        bits, _ = _png_depth(path)
+    white = 1 if picture.mode == "1" else 255
+    levels: NDArray[Any] = white - array if _white_is_zero(picture) else array
+    return levels // (white // (2**bits - 1))
 
 
 def _white_is_zero(picture: PIL.Image.Image) -> bool:
@@ -372,16 +407,22 @@ def _white_is_zero(picture: PIL.Image.Image) -> bool:
     )
 
 
-def _read_16_bit_colour(path: Path, kind: str) -> NDArray[Any]:
-    # Pillow reduces these to 8 bit.
+def _read_16_bit_colour(picture: PIL.Image.Image, path: Path, kind: str) -> NDArray[Any]:
+    # ITK would reduce these to 8 bit and print warnings.
+    if isinstance(picture, PIL.TiffImagePlugin.TiffImageFile) and (
+        picture.tag_v2.get(PIL.TiffImagePlugin.PLANAR_CONFIGURATION, 1) != 1
+        or PIL.TiffImagePlugin.TILEWIDTH in picture.tag_v2
+    ):
+        raise ImageError(
+            f"16-bit colour {kind} in tiles or separate planes; expected strips of whole pixels; save it as PNG"
+        )
+    # Pillow reduces all of them to 8 bit.
     try:
         array: NDArray[Any] = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO=f"{kind}ImageIO"))
     except RuntimeError as error:
         raise ImageError(f"damaged or unsupported 16-bit {kind}; export it again") from error
     if array.dtype != np.uint16:
-        raise ImageError(
-            f"16-bit colour {kind} in tiles or separate planes; expected strips of whole pixels; save it as PNG"
-        )
+        raise ImageError(f"unsupported kind of 16-bit {kind}; expected strips of whole pixels; save it as PNG")
     if array.shape[-1] in (2, 4):
         if (array[..., -1] != 65535).any():
             raise ImageError(_TRANSPARENT)
@@ -394,7 +435,7 @@ _TRANSPARENT = "has transparent pixels; expected an opaque image; flatten it ont
 
 def _decode(picture: PIL.Image.Image, kind: str, labels: bool) -> tuple[NDArray[Any], str]:
     """``(H, W)`` or ``(H, W, 3)`` and the file's pixel type."""
-    if labels and picture.mode in ("P", "1"):
+    if labels and picture.mode in ("P", "1", "L"):
         return np.asarray(picture).astype(np.uint8), "uint8"
     if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
         if picture.mode.startswith("I"):
@@ -541,10 +582,31 @@ def _note(nifti: Any) -> str | None:
 
 def _moving_frame(nifti: Any) -> MovingFrame | None:
     """The grid that a field leads into, if its file says so."""
-    found = re.search(rf"{_NOTE_MOVING}(\d+(?:x\d+)+) (mm|pixels)$", _description(nifti))
+    pattern = rf"{_NOTE_MOVING}(\d+(?:x\d+)+) (mm|pixels)(?: (placed|unplaced)(?: (\S+))?)?$"
+    found = re.search(pattern, _description(nifti))
     if found is None or _note(nifti) is None:
         return None
-    return MovingFrame(found[2] == "mm", tuple(int(n) for n in reversed(found[1].split("x"))))
+    size, unit, place, numbers = found.groups()
+    return MovingFrame(
+        physical=unit == "mm",
+        shape=tuple(int(n) for n in reversed(size.split("x"))),
+        positioned=None if place is None else place == "placed",
+        spacing=tuple(float(mm) for mm in numbers.split("x")) if numbers and place == "unplaced" else None,
+        across=float(numbers) if numbers and place == "placed" else None,
+    )
+
+
+def _frame_note(moving: MovingFrame) -> str:
+    """What :func:`_moving_frame` reads: ``80x64 pixels``, ``80x64 mm``, ``80x64 mm placed[ ACROSS]`` or
+    ``80x64 mm unplaced[ XxY]``."""
+    note = f"{'x'.join(str(n) for n in reversed(moving.shape))} {'mm' if moving.physical else 'pixels'}"
+    if moving.positioned:
+        return f"{note} placed" + ("" if moving.across is None else f" {moving.across:.3f}")
+    if moving.positioned is None:
+        return note
+    # A third spacing would not always fit into 80 bytes.
+    spacing = moving.spacing if moving.spacing and len(moving.spacing) == 2 else ()
+    return f"{note} unplaced" + (f" {'x'.join(f'{mm:.4g}' for mm in spacing)}" if spacing else "")
 
 
 def _placement(nifti: Any) -> tuple[tuple[float, ...], ...] | None:
@@ -605,8 +667,7 @@ def _nifti_bytes(
     place = "positioned" if geometry.positioned else "unpositioned"
     note = f"{geometry.plane or 'unknown'} {place}" if geometry.physical else "picture"
     if moving is not None:
-        size = "x".join(str(n) for n in reversed(moving.shape))
-        note += f"{_NOTE_MOVING}{size} {'mm' if moving.physical else 'pixels'}"
+        note += _NOTE_MOVING + _frame_note(moving)
     nifti.header["descrip"] = (_NOTE_PREFIX + note).encode("ascii")
     if geometry.placement is not None and not placed:
         remark = _NOTE_PLACEMENT + json.dumps(geometry.placement)
@@ -617,10 +678,8 @@ def _nifti_bytes(
 # --- DICOM ---------------------------------------------------------------------
 
 
-def _read_dicom(path: Path) -> _Pixels:
-    with warnings.catch_warnings():
-        # Real headers break the standard in many harmless ways; what is used here is checked below.
-        warnings.simplefilter("ignore")
+def _read_dicom(path: Path, labels: bool) -> _Pixels:
+    with _quiet():
         try:
             dataset = pydicom.dcmread(path, force=True)
             if "PixelData" not in dataset and "FloatPixelData" not in dataset:
@@ -631,7 +690,7 @@ def _read_dicom(path: Path) -> _Pixels:
             check_size((int(dataset.Rows), int(dataset.Columns)))
             _state_frame(dataset)
             syntax = _check_decoder(dataset)
-            array, dtype, meta = _dicom_array(dataset)
+            array, dtype, meta = _dicom_array(dataset, labels)
             geometry, facts = _dicom_geometry(dataset)
         except ImageError:
             raise
@@ -689,7 +748,7 @@ def _check_decoder(dataset: pydicom.Dataset) -> str:
     return str(syntax.name)
 
 
-def _dicom_array(dataset: pydicom.Dataset) -> tuple[NDArray[Any], str, dict[str, str | float]]:
+def _dicom_array(dataset: pydicom.Dataset, labels: bool) -> tuple[NDArray[Any], str, dict[str, str | float]]:
     try:
         raw = pixel_array(dataset)
     except RuntimeError as error:
@@ -699,14 +758,14 @@ def _dicom_array(dataset: pydicom.Dataset) -> tuple[NDArray[Any], str, dict[str,
         ) from error
     photometric = str(dataset.PhotometricInterpretation)
     meta: dict[str, str | float] = {}
-    if photometric == "PALETTE COLOR":
+    if photometric == "PALETTE COLOR" and not labels:
         raw = apply_color_lut(raw, dataset)[..., :3]
     if raw.ndim == 3:
         return np.moveaxis(raw, -1, 0), raw.dtype.name, meta
     array = apply_modality_lut(raw, dataset)
     # A rescaled value is not one that was stored.
     stored = raw.dtype.name if np.array_equal(array, raw) else "float64"
-    if photometric == "MONOCHROME1":
+    if photometric == "MONOCHROME1" and not labels:
         array = array.astype(np.float64)
         array = array.max() + array.min() - array
         meta["inverted"] = "MONOCHROME1: values mirrored so that more is brighter"
