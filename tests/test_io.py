@@ -6,8 +6,10 @@ import gzip
 import json
 import math
 import os
+import re
 import shutil
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -314,6 +316,18 @@ def test_no_channel_is_lost(
     array = rng.integers(0, 255, (48, 60, samples)).astype(dtype)
     with pytest.raises(ImageError, match=rf"TIFF with {samples} channels; expected 1 \(grey\) or 3 \(RGB\)"):
         read_image(_tiff(tmp_path / "a.tif", array, extra=extra))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others refuse such names")
+def test_a_name_that_is_not_utf_8_can_be_reported(tmp_path: Path, rng: np.random.Generator) -> None:
+    path = tmp_path / os.fsdecode(b"a\xff.png")
+    PIL.Image.fromarray(_grey(rng)).save(path)
+    image = read_image(path)
+    assert image.source == "a\ufffd.png"
+    write_json(tmp_path / "a.json", image.source)
+    path.write_bytes(b"")
+    with pytest.raises(ImageError, match="^a\ufffd\\.png: is empty"):
+        read_image(path)
 
 
 def test_a_folder_without_a_name_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -1037,6 +1051,36 @@ def test_a_folder_that_cannot_be_replaced_is_put_back(tmp_path: Path, monkeypatc
         (folder / "report.json").write_text("new")
     assert (out / "report.json").read_text() == "old"
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_new_result_stands_where_the_old_one_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "result"
+    with atomic_folder(out) as folder:
+        (folder / "report.json").write_text("old")
+
+    def busy(path: Any, *_: Any, **__: Any) -> None:
+        raise OSError(16, "busy", str(path))
+
+    monkeypatch.setattr(os, "unlink", busy)
+    with atomic_folder(out, overwrite=True) as folder:
+        (folder / "report.json").write_text("new")
+    assert (out / "report.json").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", [".htaccess", ".git", ".deadbeef", ".DS_Store2"])
+def test_hidden_files_of_the_user_are_not_lost(tmp_path: Path, name: str) -> None:
+    for file in ("report.json", name):
+        (tmp_path / file).write_text("mine")
+    with pytest.raises(FileExistsError, match=rf"holds {re.escape(name)}, which is no part of a result"):
+        check_replaceable(tmp_path, overwrite=True)
+
+
+def test_what_systems_and_killed_writers_leave_is_no_hindrance(tmp_path: Path) -> None:
+    for file in ("report.json", ".DS_Store", ".nfs000000000123", ".0123abcd-report.json"):
+        (tmp_path / file).write_text("")
+    check_replaceable(tmp_path, overwrite=True)
 
 
 def test_folders_that_cannot_be_made_are_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

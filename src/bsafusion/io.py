@@ -85,6 +85,8 @@ _NOTE_PLACEMENT = "bsafusion placement "  # of a field, in a header extension: w
 
 _Facts = dict[str, str | float]
 _FILTERS = threading.Lock()
+_LITTER = re.compile(r"\.DS_Store|\.nfs.*|\.[0-9a-f]{8}-.*")
+"""What a system, or a writer of ours that was killed (:func:`_temporary_sibling`), leaves in a folder."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def read_image(
         ImageError: the file is missing, not a supported image, damaged, or not one 2-D image.
     """
     path = Path(path)
-    shown = path.name or str(path)  # "." has no name
+    name = os.fsencode(path.name).decode("utf-8", "replace")  # JSON and pages hold no bytes that are not UTF-8
+    shown = name or str(path)  # "." has no name
     try:
         kind = _recognise(path)
         pixels = _read_pixels(path, kind, slice_index, labels)
@@ -137,7 +140,7 @@ def read_image(
             geometry=pixels.geometry,
             modality=pixels.modality if modality is Modality.UNKNOWN else modality,
             dtype=pixels.dtype,
-            source=path.name,
+            source=name,
             sha256=digest,
             meta=meta,
             labels=labels,
@@ -396,7 +399,7 @@ def _as_stored(array: NDArray[Any], picture: PIL.Image.Image, path: Path) -> NDA
         bits, _ = _png_depth(path)
     white = 1 if picture.mode == "1" else 255
     levels: NDArray[Any] = white - array if _white_is_zero(picture) else array
-    return levels // (white // (2**bits - 1))
+    return levels // (white // ((1 << bits) - 1))
 
 
 def _white_is_zero(picture: PIL.Image.Image) -> bool:
@@ -856,7 +859,7 @@ def atomic_folder(
                 if old.exists() and not out.exists():
                     os.replace(old, out)
                 raise
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # the new result is there, whatever remains of the old one
         else:
             os.replace(temporary, out)
     finally:
@@ -883,8 +886,8 @@ def check_replaceable(
         raise FileExistsError(f"{out} exists and is not empty; choose another folder or allow overwriting")
     if not (out / marker).is_file():
         raise FileExistsError(f"{out} has no {marker}, so it is not a result folder; remove it or choose another")
-    names = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-    others = [name for name in names if name not in {marker, *holds}]
+    names = sorted(path.name for path in out.iterdir())
+    others = [name for name in names if name not in {marker, *holds} and not _LITTER.fullmatch(name)]
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise FileExistsError(f"{out} holds {others[0]}{more}, which is no part of a result; move it away first")
