@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nibabel as nib
 import numpy as np
 import PIL.Image
 import pytest
@@ -723,6 +724,47 @@ def test_what_is_carried_to_a_slice_lies_where_it_does(tmp_path: Path, still: Pa
             )
             np.testing.assert_allclose(here, there, atol=1e-3)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(carried)))[0], scan((65, 81), seed=6))
+
+
+def test_warp_says_how_far_its_slice_lies_from_that_of_the_field(tmp_path: Path, still: Path) -> None:
+    images = []
+    for name, seed in (("mri", 0), ("ct", 5)):
+        slices = np.stack([scan((65, 81), seed=seed + k).T for k in range(3)], axis=-1).astype(np.int16)
+        images.append(write_volume(tmp_path / f"{name}.nii.gz", slices, np.diag([-1.0, -1.0, 5.0, 1.0])))
+    run("fuse", *images, "-o", tmp_path / "out", "--weights", still, "--fixed-slice", 1, "--moving-slice", 0)
+    said = []
+    for index in (0, 2):
+        field, out = tmp_path / "out" / "deformation.nii.gz", tmp_path / f"w{index}.nii.gz"
+        done = run("warp", field, images[1], "-o", out, "--image-slice", index)
+        assert done.exit_code == 0, done.output
+        said.append(done.stderr)
+    note = "note: by its position this slice lies 10 mm from the one that the field was made for; check the slice\n"
+    assert said == ["", note]
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_warp_refuses_labels_without_the_position_of_the_scan(tmp_path: Path, still: Path, code: int) -> None:
+    """``code``: of the moving image's qform and sform; the labels have the other."""
+    place = np.array([[-0.9, 0, 0, 60], [0, -0.9, 0, 50], [0, 0, 3.0, 20], [0, 0, 0, 1]])
+    paths = []
+    for name, placed in (("fixed", 1), ("moving", code), ("labels", 1 - code), ("good", code)):
+        nifti = nib.Nifti1Image(scan((65, 81)).T[..., None], place)
+        nifti.set_qform(place, code=placed)
+        nifti.set_sform(place, code=placed)
+        paths.append(tmp_path / f"{name}.nii.gz")
+        nib.save(nifti, paths[-1])
+    run("fuse", *paths[:2], "-o", tmp_path / "out", "--weights", still)
+    field = tmp_path / "out" / "deformation.nii.gz"
+    done = run("warp", field, paths[2], "-o", tmp_path / "w.nii.gz", "--labels")
+    assert done.exit_code == 2
+    assert "copy that scan's header (spacing and position) to the image" in done.stderr
+    assert not (tmp_path / "w.nii.gz").exists()
+    by_itk = tmp_path / "by_itk.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(str(paths[3])), str(by_itk))
+    for path in (paths[3], by_itk):
+        done = run("warp", field, path, "-o", tmp_path / "w.nii.gz", "--labels", "--overwrite")
+        assert done.exit_code == 0, done.output
+        np.testing.assert_array_equal(nib.load(tmp_path / "w.nii.gz").get_fdata().squeeze(), scan((65, 81)).T)
 
 
 def test_warp_repeats_what_fuse_did(tmp_path: Path, good: tuple[Path, Path]) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from bsafusion.deformation import (
     DeformationField,
+    MovingFrame,
     affine_field,
     compose,
     identity_grid,
@@ -25,7 +29,8 @@ from bsafusion.deformation import (
     sample,
     warp,
 )
-from bsafusion.image import Geometry
+from bsafusion.image import Geometry, slice_geometry
+from bsafusion.io import read_deformation, write_deformation
 from bsafusion.metrics import endpoint_residual, folds
 
 Field = Callable[..., Tensor]
@@ -351,3 +356,56 @@ def test_resizing_to_another_number_of_axes_is_refused() -> None:
 def test_a_deformation_field_is_valid_once_constructed(displacement: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DeformationField(displacement, Geometry.picture((4, 5)))
+
+
+def test_a_frame_says_what_its_grid_is() -> None:
+    placed, _, across = slice_geometry(
+        shape=(64, 48),
+        spacing=(1.5, 2.0),
+        origin=np.array([-30.0, 12.0, 80.0]),
+        x_axis=np.array([1.0, 0.0, 0.0]),
+        y_axis=np.array([0.0, np.sin(0.1), -np.cos(0.1)]),  # coronal, a little tilted
+        through=np.array([0.0, 3.0, 0.0]),
+    )
+    frame = MovingFrame.of(placed)
+    assert (frame.positioned, frame.spacing) == (True, None)
+    assert frame.across == pytest.approx(across, abs=1e-3)
+    assert across == pytest.approx(12 + 63 * np.sin(0.1))  # half of 63 steps of 2 mm
+    unplaced = Geometry((64, 48), (1.5, 2.0), (0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)), positioned=False)
+    assert MovingFrame.of(unplaced) == MovingFrame(True, (64, 48), False, spacing=(1.5, 2.0))
+    assert MovingFrame.of(Geometry.picture((64, 48))) == MovingFrame(False, (64, 48))
+    assert str(frame) == "a scan in millimetres (48 x 64) with a position"
+    assert str(MovingFrame.of(unplaced)) == "a scan in millimetres (48 x 64, 1.5 x 2 mm each) without a position"
+
+
+@pytest.mark.parametrize(
+    ("frame", "note"),
+    [
+        (MovingFrame(True, (64, 48)), "48x64 mm"),  # as older versions wrote all grids with millimetres
+        (MovingFrame(False, (64, 48)), "48x64 pixels"),
+        (MovingFrame(True, (64, 48), True), "48x64 mm placed"),
+        (MovingFrame(True, (64, 48), True, across=-1234.567), "48x64 mm placed -1234.567"),
+        (MovingFrame(True, (64, 48), False, spacing=(0.0001234, 0.9766)), "48x64 mm unplaced 0.0001234x0.9766"),
+        (MovingFrame(True, (9, 64, 48), False), "48x64x9 mm unplaced"),
+    ],
+)
+def test_a_field_s_file_keeps_the_frame(tmp_path: Path, frame: MovingFrame, note: str) -> None:
+    grid = Geometry((33, 40), (0.9, 0.9), (0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)), plane="sagittal", positioned=False)
+    path = tmp_path / "field.nii.gz"
+    write_deformation(path, DeformationField(torch.zeros(2, 33, 40), grid, frame))
+    assert read_deformation(path).moving == frame
+    written = bytes(nib.load(path).header["descrip"].item()).rstrip(b"\0").decode()
+    assert written == f"bsafusion sagittal unpositioned, into {note}"
+
+
+def test_the_longest_note_of_a_frame_fits_into_the_file(tmp_path: Path) -> None:
+    grid = Geometry((33, 40), (0.9, 0.9), (0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)), plane="sagittal", positioned=False)
+    for frame in (
+        MovingFrame(True, (2048, 2048), False, spacing=(0.00012345, 0.00012345)),
+        MovingFrame(True, (2048, 2048), True, across=-1e6),
+        MovingFrame(True, (2048, 2048, 2048), False, spacing=(0.9, 0.9, 0.9)),
+    ):
+        write_deformation(tmp_path / "field.nii.gz", DeformationField(torch.zeros(2, 33, 40), grid, frame))
+        back = read_deformation(tmp_path / "field.nii.gz").moving
+        assert back is not None
+        assert replace(back, spacing=None) == replace(frame, spacing=None)

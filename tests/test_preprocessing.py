@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bsafusion.deformation import DeformationField, warp
+from bsafusion.deformation import DeformationField, MovingFrame, warp
 from bsafusion.image import Geometry, Image, ImageError
 from bsafusion.io import read_image, write_image
 from bsafusion.preprocessing import (
@@ -23,6 +23,7 @@ from bsafusion.preprocessing import (
     has_partner,
     match_grids,
     resample_to_grid,
+    slice_astray,
     total_field,
     white_level,
 )
@@ -305,8 +306,56 @@ def test_a_field_into_a_picture_carries_pictures_of_its_size_only() -> None:
     with pytest.raises(ImageError, match=r"a picture of 80 x 64 pixels, the image is a scan in millimetres"):
         apply_field(field, Image(array, AXIAL))
     into_scan = total_field(torch.zeros(2, 64, 80), match_grids(small, AXIAL), small, AXIAL)
-    with pytest.raises(ImageError, match=r"a scan in millimetres \(80 x 64\), the image is a picture"):
+    with pytest.raises(ImageError, match=r"a scan in millimetres \(80 x 64\) with a position, the image is a picture"):
         apply_field(into_scan, Image(array, small))
+
+
+UNPLACED = dataclasses.replace(Geometry.picture((64, 80)), physical=True, spacing=(0.9, 0.9))
+
+
+def test_a_position_that_only_one_of_two_scans_has_is_no_guess() -> None:
+    array = np.random.default_rng(0).random((1, 64, 80), np.float32)
+    moving = dataclasses.replace(AXIAL, spacing=(0.9, 0.9))
+    placed, unplaced = (
+        total_field(torch.zeros(2, 64, 80), match_grids(AXIAL, m), AXIAL, m) for m in (moving, UNPLACED)
+    )
+    with pytest.raises(ImageError, match=r"\(80 x 64\) with a position, the image is .* without a position; .* copy"):
+        apply_field(placed, Image(array, UNPLACED))
+    with pytest.raises(ImageError, match=r"0.9 x 0.9 mm each\) without a position, the image is .* with a position; "):
+        apply_field(unplaced, Image(array, moving))
+    assert apply_field(placed, Image(array, moving)).max() > 0.5
+    assert apply_field(unplaced, Image(array, UNPLACED)).max() > 0.5
+    # A field of an older version does not say.
+    old = dataclasses.replace(placed, moving=MovingFrame(True, (64, 80)))
+    assert apply_field(old, Image(array, UNPLACED)).shape == (1, 64, 80)
+
+
+def test_scans_without_a_position_must_have_one_grid() -> None:
+    array = np.random.default_rng(0).random((1, 64, 80), np.float32)
+    field = total_field(torch.zeros(2, 64, 80), match_grids(AXIAL, UNPLACED), AXIAL, UNPLACED)
+    with pytest.raises(ImageError, match=r"the image is a scan in millimetres \(80 x 64, 1 x 1 mm each\) without"):
+        apply_field(field, Image(array, dataclasses.replace(UNPLACED, spacing=(1.0, 1.0))))
+    with pytest.raises(ImageError, match=r"the image is a scan in millimetres \(70 x 64, "):
+        apply_field(field, Image(array[..., :70], dataclasses.replace(UNPLACED, shape=(64, 70))))
+    # Rounding of single precision is none, and ITK saves such a scan with a position, at 0.
+    same = dataclasses.replace(UNPLACED, spacing=(0.9000001, 0.9))
+    by_itk = dataclasses.replace(UNPLACED, positioned=True, plane="axial")
+    expected = apply_field(field, Image(array, UNPLACED))
+    for geometry in (same, by_itk):
+        np.testing.assert_allclose(apply_field(field, Image(array, geometry)), expected, atol=1e-4)
+
+
+def test_how_far_a_slice_lies_from_the_one_that_the_field_was_made_for() -> None:
+    def at(mm: float) -> Geometry:
+        rows = ((1.0, 0.0, 0.0, -40.0), (0.0, 1.0, 0.0, -32.0), (0.0, 0.0, 3.0, mm))
+        return dataclasses.replace(AXIAL, placement=rows)
+
+    array = np.random.default_rng(0).random((1, 64, 80), np.float32)
+    field = total_field(torch.zeros(2, 64, 80), match_grids(AXIAL, at(20.0)), AXIAL, at(20.0))
+    assert slice_astray(field, Image(array, at(77.0))) == pytest.approx(57.0)
+    assert slice_astray(field, Image(array, at(20.0))) == 0
+    assert slice_astray(field, Image(array, AXIAL)) is None
+    assert slice_astray(dataclasses.replace(field, moving=None), Image(array, at(77.0))) is None
 
 
 def test_an_image_that_the_field_never_meets_is_refused() -> None:

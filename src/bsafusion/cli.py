@@ -222,11 +222,18 @@ def warp(
             raise FileExistsError(f"{out} exists; choose another file or pass --overwrite")
         _check_folder(out.parent)
         from bsafusion.io import read_deformation, read_image, write_image
-        from bsafusion.preprocessing import apply_field
+        from bsafusion.preprocessing import apply_field, slice_astray
 
         field = read_deformation(deformation)
         source = read_image(image, slice_index=image_slice, labels=labels)
         carried = apply_field(field, source, nearest=labels)
+        astray = slice_astray(field, source)
+        if astray is not None and astray > 1:
+            typer.echo(
+                f"note: by its position this slice lies {astray:.0f} mm from the one that the field was made for; "
+                "check the slice",
+                err=True,
+            )
         low, high = float(source.array.min()), float(source.array.max())
         depth: Any = source.dtype
         if labels and depth not in ("uint8", "uint16") and not (source.array % 1).any():

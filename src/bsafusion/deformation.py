@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsafusion.image import Geometry
+from bsafusion.image import PLANE_NORMALS, Geometry
 
 Mode = Literal["bilinear", "nearest"]
 Padding = Literal["border", "zeros"]
@@ -189,18 +189,41 @@ class MovingFrame:
     Attributes:
         physical: whether it has millimetres.
         shape: its samples per axis, tensor order.
+        positioned: as of its :class:`Geometry`; None for a picture, and where a field's file does not say.
+        spacing: mm, ITK order, of a grid without a position: with the shape all that tells it from another one.
+        across: where a positioned slice lies along the normal of its plane, LPS mm.
     """
 
     physical: bool
     shape: tuple[int, ...]
+    positioned: bool | None = None
+    spacing: tuple[float, ...] | None = None
+    across: float | None = None
 
     @classmethod
     def of(cls, geometry: Geometry) -> MovingFrame:
-        return cls(geometry.physical, geometry.shape)
+        if not geometry.physical:
+            return cls(False, geometry.shape)
+        if not geometry.positioned:
+            return cls(True, geometry.shape, False, spacing=geometry.spacing)
+        return cls(True, geometry.shape, True, across=_centre_across(geometry))
 
     def __str__(self) -> str:
         size = " x ".join(str(n) for n in reversed(self.shape))
-        return f"a scan in millimetres ({size})" if self.physical else f"a picture of {size} pixels"
+        if not self.physical:
+            return f"a picture of {size} pixels"
+        spacing = f", {' x '.join(f'{mm:.4g}' for mm in self.spacing)} mm each" if self.spacing else ""
+        place = {None: "", True: " with a position", False: " without a position"}[self.positioned]
+        return f"a scan in millimetres ({size}{spacing}){place}"
+
+
+def _centre_across(geometry: Geometry) -> float | None:
+    """LPS mm along the normal of a slice's plane to its centre; None where its file does not say."""
+    if geometry.plane is None or geometry.placement is None:
+        return None
+    x_step, y_step, _, first = geometry.placement[PLANE_NORMALS[geometry.plane]]
+    height, width = geometry.shape
+    return round(first + x_step * (width - 1) / 2 + y_step * (height - 1) / 2, 3)
 
 
 @dataclass(frozen=True)
@@ -212,7 +235,7 @@ class DeformationField:
             order.
         geometry: of the fixed grid. The field maps a physical point of the fixed image to the physical point
             of the moving image that shows the same anatomy.
-        moving: what kind of grid the moving image had, where that is known.
+        moving: what grid the moving image had, where that is known.
     """
 
     displacement: Tensor

@@ -344,6 +344,15 @@ def slices_apart(fixed: Image, moving: Image) -> float | None:
     return abs(float(places[0] or 0) - float(places[1] or 0))
 
 
+def slice_astray(field: DeformationField, image: Image) -> float | None:
+    """Millimetres, across, from the slice that a field was made for to the one that it is to carry; None where one of
+    them has no position."""
+    made_for, given = field.moving, MovingFrame.of(image.geometry)
+    if made_for is None or made_for.across is None or given.across is None:
+        return None
+    return abs(made_for.across - given.across)
+
+
 def has_partner(displacement: Tensor, match: GridMatch, moving: Geometry) -> NDArray[np.bool_]:
     """Whether what a voxel of the fixed grid shows lies inside the moving frame, ``*S``; arguments as in
     :func:`total_field`."""
@@ -354,9 +363,9 @@ def has_partner(displacement: Tensor, match: GridMatch, moving: Geometry) -> NDA
 def apply_field(field: DeformationField, image: Image, *, nearest: bool = False) -> NDArray[np.float32]:
     """Carry an image of the moving scan to the fixed grid, ``C *S`` float32.
 
-    The image is sampled on its own grid at ``T(p)`` for each fixed voxel, so one with millimetres may have another
-    resolution than the moving image the field was made with; a picture must have the same size. Outside its frame the
-    result is its minimum, of a label map 0.
+    The image is sampled on its own grid at ``T(p)`` for each fixed voxel, so one with a position may have another
+    resolution than the moving image the field was made with; a picture, and a scan without a position, must have the
+    same grid. Outside its frame the result is its minimum, of a label map 0.
 
     Args:
         field: from :func:`total_field` or read from a file.
@@ -365,7 +374,8 @@ def apply_field(field: DeformationField, image: Image, *, nearest: bool = False)
 
     Raises:
         ImageError: field and image have different numbers of axes, show different planes, or do not meet; the image is
-            a picture where the field leads into millimetres, or the other way, or a picture of another size.
+            a picture where the field leads into millimetres, or the other way, or a picture of another size; only one
+            of the image and the moving one has a position, or neither has and their grids differ.
     """
     if len(image.geometry.shape) != len(field.geometry.shape):
         raise ImageError(
@@ -376,10 +386,7 @@ def apply_field(field: DeformationField, image: Image, *, nearest: bool = False)
     if all(planes) and planes[0] != planes[1]:
         raise ImageError(f"the field is {planes[0]}, the image {planes[1]}; expected one plane")
     made_for, given = field.moving, MovingFrame.of(image.geometry)
-    if made_for is not None and (
-        made_for.physical != given.physical or not (given.physical or made_for.shape == given.shape)
-    ):
-        what_to_do = "give it its millimetres" if made_for.physical else "bring it to those pixels, as a picture"
+    if made_for is not None and (what_to_do := _mend(made_for, image.geometry)):
         raise ImageError(f"the field leads into {made_for}, the image is {given}; {what_to_do}")
     there = _grid(field.geometry.shape) + field.displacement.double().numpy()
     matrix = np.linalg.inv(image.geometry.matrix()) @ field.geometry.matrix()
@@ -387,3 +394,31 @@ def apply_field(field: DeformationField, image: Image, *, nearest: bool = False)
     if not _inside(np.moveaxis(points, 0, -1), given.shape).any():
         raise ImageError("no part of the image falls on the field's grid; check that it shows the moving scan")
     return _sample_points(image.array, points, nearest=nearest, background=0.0 if image.labels else None)
+
+
+def _mend(made_for: MovingFrame, given: Geometry) -> str | None:
+    """What brings an image to the frame that a field leads into; None where it lies there."""
+    as_picture = "bring it to those pixels, as a picture"
+    if made_for.physical != given.physical:
+        return "give it its millimetres" if made_for.physical else as_picture
+    if not made_for.physical:
+        return None if made_for.shape == given.shape else as_picture
+    if made_for.positioned is None:
+        return None
+    if given.positioned if made_for.positioned else _is_unplaced(made_for, given):
+        return None
+    return "where both have the same pixels, copy that scan's header (spacing and position) to the image"
+
+
+def _is_unplaced(frame: MovingFrame, given: Geometry) -> bool:
+    """Whether a grid is that of a scan without a position."""
+    if given.shape != frame.shape:
+        return False
+    if frame.spacing is not None and not np.allclose(given.spacing, frame.spacing, rtol=1e-3, atol=0):
+        return False
+    # What ITK saves of such a scan has a position: where it, as we do, took the scan to begin.
+    pixels = Geometry.picture(given.shape)
+    return not given.positioned or (
+        np.allclose(given.origin, pixels.origin, atol=1e-3)
+        and np.allclose(given.direction, pixels.direction, atol=1e-3)
+    )
