@@ -524,13 +524,38 @@ def _choose_slice(shape: tuple[int, ...], slice_index: int | None) -> tuple[tupl
 
 
 def _lps_affine(nifti: Any) -> NDArray[np.float64]:
-    """Homogeneous matrix from stored index (i, j, k) to LPS mm."""
+    """Homogeneous matrix from stored index (i, j, k) to LPS mm, by the sform if there is one."""
     affine: NDArray[np.float64] = _LPS_FROM_RAS @ np.asarray(nifti.affine, dtype=np.float64)
+    affine[:3] *= _unit_mm(nifti)
+    return affine
+
+
+def _unit_mm(nifti: Any) -> float:
     code = int(nifti.header["xyzt_units"]) % 8  # the rest is of time
     if code >= len(_MM_PER_UNIT):
         raise ImageError(f"NIfTI with the unknown unit of length {code}; expected m, mm or micron; repair the header")
-    affine[:3] *= _MM_PER_UNIT[code]
-    return affine
+    return _MM_PER_UNIT[code]
+
+
+def _disagreement(nifti: Any, *, x: int, y: int, through: int | None, index: int) -> _Facts:
+    """What to say where the qform, which others may go by, places the slice elsewhere than the sform."""
+    if not (int(nifti.header["qform_code"]) > 0 and int(nifti.header["sform_code"]) > 0):
+        return {}
+    sform = np.asarray(nifti.get_sform(), dtype=np.float64)
+    try:
+        qform = np.asarray(nifti.get_qform(), dtype=np.float64)
+    except (ValueError, nib.spatialimages.HeaderDataError):  # its quaternion is none
+        return {"placed_by": "the sform; the qform is damaged"}
+    corners = np.zeros((4, 4))
+    corners[3] = 1
+    corners[x] = np.array([0, 0, 1, 1]) * (nifti.shape[x] - 1)
+    corners[y] = np.array([0, 1, 0, 1]) * (nifti.shape[y] - 1)
+    if through is not None:
+        corners[through] = index
+    moved = float(np.linalg.norm(((qform - sform) @ corners)[:3], axis=0).max())
+    if moved <= 0.1 * np.linalg.norm(sform[:3, [x, y]], axis=0).min():
+        return {}
+    return {"placed_by": f"the sform, from which the qform differs by up to {moved * _unit_mm(nifti):.3g} mm"}
 
 
 def _nifti_geometry(nifti: Any, *, x: int, y: int, through: int | None, index: int) -> tuple[Geometry, _Facts]:
@@ -545,6 +570,7 @@ def _nifti_geometry(nifti: Any, *, x: int, y: int, through: int | None, index: i
     origin = affine[:3, 3] + (0.0 if through is None else index * affine[:3, through])
     to_next = None if through is None else affine[:3, through]
     geometry, facts = _placed(shape, spacing, origin, affine[:3, x], affine[:3, y], to_next)
+    facts |= _disagreement(nifti, x=x, y=y, through=through, index=index)
     if through is None and geometry.plane == "axial":
         # ITK writes every 2-D image as if it were axial and at 0, whatever plane it was cut from.
         unknown = replace(geometry, plane=None, placement=None)
