@@ -623,6 +623,15 @@ def test_a_colour_map_for_an_image_in_colour_is_refused() -> None:
         ({"refine": -1}, r"-1 steps of refinement; expected a whole number, 0 \(none\) to 200"),
         ({"refine": 201}, "201 steps of refinement; expected a whole number, 0"),
         ({"refine": 2.5}, "2.5 steps of refinement; expected a whole number"),
+        ({"refine": float("inf")}, "inf steps of refinement; expected a whole number"),
+        ({"refine": "2"}, "'2' steps of refinement; expected a whole number"),
+        ({"refine": True}, "True steps of refinement; expected a whole number"),
+        ({"weight_fixed": "0.5"}, "a weight of '0.5' for the fixed image; expected 0"),
+        ({"weight_fixed": None}, "a weight of None"),
+        ({"weight_fixed": np.float32(2)}, "a weight of 2.0 for"),
+        ({"mirrored": "no"}, "mirrored is 'no'; expected True or False"),
+        ({"aligned": 1}, "aligned is 1; expected True or False"),
+        ({"align_only": None}, "align_only is None; expected True or False"),
         ({"refine": 5, "aligned": True}, "aligned already are not moved, so there is nothing to refine; leave out one"),
         ({"mirrored": True, "aligned": True}, "not moved, so there is nothing to mirror; leave out one of both"),
     ],
@@ -630,6 +639,36 @@ def test_a_colour_map_for_an_image_in_colour_is_refused() -> None:
 def test_options_that_make_no_sense_are_refused_before_anything_is_read(options: dict[str, Any], said: str) -> None:
     with pytest.raises(RequestError, match=said):
         fuse("nowhere.png", "nowhere.png", **options)
+
+
+def test_scalars_of_numpy_are_plain_numbers_in_the_result(tmp_path: Path) -> None:
+    grid = Geometry(
+        shape=tuple(np.array(SHAPE)),
+        spacing=tuple(np.array([0.5, 0.5], np.float32)),
+        origin=tuple(np.zeros(2, np.float32)),
+        direction=np.eye(2, dtype=np.float32),
+    )
+    fixed, moving = (image_of(scan(SHAPE, seed=seed), geometry=grid) for seed in (0, 1))
+    moving = replace(moving, meta={"slice_position_mm": np.float32(4), "slice_index": np.int64(3), "format": "made"})
+    options: dict[str, Any] = {
+        "weight_fixed": np.float32(0.25),
+        "refine": np.int64(1),
+        "mirrored": np.bool_(True),
+        "blend": np.str_("none"),
+    }
+    result = fuse(fixed, moving, model=known_model(), **options)
+    out = result.save(tmp_path / "out")
+    report = json.loads((out / "report.json").read_text())
+    assert report == result.report
+    assert {name: report["options"][name] for name in options} == {**options, "refine": 1}
+    assert report["inputs"]["moving"]["notes"] == {"slice_position_mm": 4, "slice_index": 3, "format": "made"}
+    assert report["inputs"]["moving"]["spacing_mm"] == [0.5, 0.5]
+
+
+def test_whole_numbers_are_whole_however_they_are_written() -> None:
+    assert FuseOptions(refine=2.0) == FuseOptions(refine=2)
+    assert type(FuseOptions(refine=2.0).refine) is int
+    assert type(FuseOptions(weight_fixed=1).weight_fixed) is float
 
 
 def test_a_caption_tells_what_is_not_the_default() -> None:

@@ -83,6 +83,7 @@ class Geometry:
     placement: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
+        self._unwrap()
         dimensions = len(self.shape)
         if dimensions not in (2, 3) or min(self.shape) < 1:
             raise ImageError(f"a grid of shape {self.shape}; expected (H, W) or (D, H, W), each at least 1")
@@ -101,6 +102,15 @@ class Geometry:
             raise ImageError(f"direction {self.direction}; expected orthonormal axes; resample the image first")
         self._check_kind(matrix)
         self._check_placement()
+
+    def _unwrap(self) -> None:
+        """Lists, arrays and their scalars become tuples of plain numbers, which JSON holds."""
+        object.__setattr__(self, "shape", tuple(map(int, self.shape)))
+        for name in ("spacing", "origin"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        for name in ("direction", "placement"):
+            if (rows := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(tuple(map(float, row)) for row in rows))
 
     def _check_kind(self, matrix: NDArray[np.float64]) -> None:
         if self.plane is not None and (self.plane not in PLANE_NORMALS or len(self.shape) != 2):
@@ -281,7 +291,8 @@ class Image:
         array.flags.writeable = False
         object.__setattr__(self, "array", array)
         object.__setattr__(self, "dtype", self.dtype or given)
-        object.__setattr__(self, "meta", dict(self.meta))
+        plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in self.meta.items()}
+        object.__setattr__(self, "meta", plain)
 
     def luma(self) -> NDArray[np.float32]:
         """Luminance ``*S`` in the image's own units: BT.601 (full range) for RGB, the array for grey."""

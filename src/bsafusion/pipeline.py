@@ -100,7 +100,8 @@ class FuseOptions:
         mirrored: align the mirror images as well and take the mean of both answers, in nearly twice the time.
 
     Raises:
-        RequestError: an unknown name, a weight outside [0, 1], or options of which one would have no effect.
+        RequestError: an unknown name, a weight outside [0, 1], something else than a number or True and False where one
+            belongs, or options of which one would have no effect.
     """
 
     fusion: str = NETWORK
@@ -113,17 +114,29 @@ class FuseOptions:
     mirrored: bool = False
 
     def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, np.generic):  # which JSON does not hold
+                object.__setattr__(self, option.name, value.item())
         for name, known in CHOICES.items():
             value = getattr(self, name)
             if value not in known:
                 raise RequestError(f"unknown {name} {value!r}; expected one of {', '.join(known)}")
-        if not 0 <= self.weight_fixed <= 1:
+        for name in ("aligned", "align_only", "mirrored"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise RequestError(f"{name} is {value!r}; expected True or False")
+        if not _is_number(self.weight_fixed) or not 0 <= self.weight_fixed <= 1:
             raise RequestError(
-                f"a weight of {self.weight_fixed:g} for the fixed image; expected 0 (the moving image alone) to 1 "
+                f"a weight of {self.weight_fixed!r} for the fixed image; expected 0 (the moving image alone) to 1 "
                 "(the fixed image alone), 0.5 for the balance that was trained"
             )
-        if self.refine % 1 or not 0 <= self.refine <= MOST_STEPS:
-            raise RequestError(f"{self.refine} steps of refinement; expected a whole number, 0 (none) to {MOST_STEPS}")
+        if not _is_number(self.refine) or self.refine % 1 or not 0 <= self.refine <= MOST_STEPS:
+            raise RequestError(
+                f"{self.refine!r} steps of refinement; expected a whole number, 0 (none) to {MOST_STEPS}"
+            )
+        object.__setattr__(self, "weight_fixed", float(self.weight_fixed))
+        object.__setattr__(self, "refine", int(self.refine))
         for asked, what in ((self.refine, "refine"), (self.mirrored, "mirror")):
             if asked and self.aligned:
                 raise RequestError(
@@ -175,6 +188,10 @@ class FuseOptions:
         ]
         told = ", ".join(part for part in parts if part)
         return f"fused ({told})" if told else "fused"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
