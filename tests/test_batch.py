@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from bsafusion.batch import Row, RowResult, done_before, read_manifest, run_batc
 from bsafusion.cli import app
 from bsafusion.pipeline import FuseOptions, Model, RequestError, fuse
 from bsafusion.trust import Calibration, alignment_sha256, calibration_file
-from pairs import hot, known_model, known_network, known_weights, scan, snapshot, write_picture
+from pairs import hot, known_model, known_network, known_weights, scan, snapshot, write_picture, write_volume
 
 SHAPE = (81, 65)
 DEFAULTS = FuseOptions()
@@ -169,6 +170,34 @@ def test_what_is_done_is_skipped_and_not_touched(tmp_path: Path, manifest: Path,
     before = times(out)
     assert outcomes(run(manifest, out, model)) == ["skipped"] * 3
     assert times(out) == before
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"report.json"}))
+def test_a_result_of_which_a_file_is_gone_is_made_again(
+    tmp_path: Path, manifest: Path, model: Model, name: str
+) -> None:
+    rows, out = read_manifest(manifest)[:1], tmp_path / "out"
+    list(run_batch(rows, out, model))
+    before = snapshot(out)
+    (out / rows[0].id / name).unlink()
+    assert outcomes(list(run_batch(rows, out, model))) == ["done"]
+    assert snapshot(out) == before
+    assert outcomes(list(run_batch(rows, out, model))) == ["skipped"]
+
+
+@pytest.mark.parametrize("align_only", [False, True])
+def test_the_files_of_a_result_in_millimetres_are_looked_for(tmp_path: Path, model: Model, align_only: bool) -> None:
+    place = np.diag([-1.0, -1.0, 5.0, 1.0])
+    for seed, name in enumerate(("mri", "ct")):
+        write_volume(tmp_path / f"{name}.nii.gz", scan(SHAPE, seed=seed).T[..., None], place)
+    rows = read_manifest(written(tmp_path, "id,fixed,moving\na,mri.nii.gz,ct.nii.gz\n"))
+    options, out = FuseOptions(align_only=align_only), tmp_path / "out"
+    list(run_batch(rows, out, model, options))
+    expected = {*FILES, "aligned.nii.gz", "fused.nii.gz"}
+    assert set(snapshot(out / "a")) == (expected - {"fused.png", "fused.nii.gz"} if align_only else expected)
+    assert outcomes(list(run_batch(rows, out, model, options))) == ["skipped"]
+    (out / "a" / "aligned.nii.gz").unlink()
+    assert outcomes(list(run_batch(rows, out, model, options))) == ["done"]
 
 
 def test_what_was_suspect_before_is_said_again(tmp_path: Path, manifest: Path) -> None:

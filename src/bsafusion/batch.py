@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from bsafusion.datasets import TASKS
 from bsafusion.io import check_replaceable, read_csv
-from bsafusion.pipeline import AUTO, FILES, FuseOptions, Model, RequestError, fuse, versions
+from bsafusion.pipeline import AUTO, FILES, FuseOptions, Model, RequestError, files_of, fuse, versions
 from bsafusion.weights import file_sha256
 
 Outcome = Literal["ok", "suspect", "skipped", "failed"]
@@ -64,7 +64,7 @@ def read_manifest(path: Path) -> list[Row]:
 
 def done_before(row: Row, folder: Path, model: Model, wanted: FuseOptions) -> dict[str, Any] | None:
     """The report of this row's result from the same inputs, weights, calibration, options and versions, if ``folder``
-    holds it."""
+    holds it and all files that belong to it."""
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         inputs = {role: file_sha256(path) for role, path in (("fixed", row.fixed), ("moving", row.moving))}
@@ -78,6 +78,7 @@ def done_before(row: Row, folder: Path, model: Model, wanted: FuseOptions) -> di
             and report["versions"] == versions()
             and {name: options[name] for name in wanted.record()} == wanted.record()
             and (options["task"] if options["task_from"] == "request" else None) == task_given
+            and all((folder / name).is_file() for name in files_of(report))
         )
         return report if done and isinstance(report["reasons"], list) else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -75,7 +75,7 @@ FILES = (
     *("deformation.nii.gz", "deformation_inverse.nii.gz"),
     *("overview.png", "report.html", "report.json"),
 )
-"""What a result folder may hold."""
+"""What a result folder may hold; :func:`files_of` says what one does."""
 CLIPPED = 0.5 / 255
 """Beyond [0, 1] by more than half a level of 8 bits, a channel counts as clipped; less is rounding."""
 
@@ -326,6 +326,16 @@ class FusionResult:
             (folder / "report.html").write_text(page, encoding="utf-8")
             write_json(folder / "report.json", self.report)
         return Path(out)
+
+
+def files_of(report: dict[str, Any]) -> set[str]:
+    """The names of the files of a result, by its report."""
+    absent = set()
+    if report["mode"] == ALIGN_ONLY:
+        absent |= {"fused.png", "fused.nii.gz"}
+    if report["inputs"]["fixed"]["spacing_mm"] is None:
+        absent |= {"fused.nii.gz", "aligned.nii.gz"}
+    return {*FILES} - absent
 
 
 def check_task(task: str) -> None:
