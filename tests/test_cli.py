@@ -680,13 +680,24 @@ def test_warp_keeps_sixteen_bits(tmp_path: Path) -> None:
     np.testing.assert_allclose(carried[:, :-1].astype(int), values[:, 1:], atol=1)
 
 
-def test_sixteen_bit_colours_fit_into_a_nifti(tmp_path: Path) -> None:
-    colours = hot(scan(SHAPE)).astype(np.uint16) * 257
-    write_image(tmp_path / "deep.png", np.moveaxis(colours, -1, 0), value_range=(0, 65535), dtype="uint16")
-    done = run("warp", shift(tmp_path, 0.0, 0.0), tmp_path / "deep.png", "-o", tmp_path / "w.nii.gz")
+def test_sixteen_bit_colours_are_not_cut_to_eight(tmp_path: Path) -> None:
+    colours = np.moveaxis(hot(scan(SHAPE)), -1, 0).astype(np.uint16) * 257
+    image, field = tmp_path / "deep.png", shift(tmp_path, 0.0, 0.0)
+    write_image(image, colours, value_range=(0, 65535), dtype="uint16")
+    done = run("warp", field, image, "-o", tmp_path / "made" / "w.nii.gz")
+    assert done.exit_code == 2
+    assert "w.nii.gz: colours of 16 bit, but those of a NIfTI have 8; expected .png or .tif" in done.stderr
+    assert not (tmp_path / "made").exists()
+    assert run("warp", field, image, "-o", tmp_path / "w.tif").exit_code == 0
+    np.testing.assert_array_equal(read_image(tmp_path / "w.tif").array, colours)
+
+
+def test_eight_bit_colours_fit_into_a_nifti(tmp_path: Path) -> None:
+    colours = hot(scan(SHAPE))
+    image = write_picture(tmp_path / "pet.png", colours)
+    done = run("warp", shift(tmp_path, 0.0, 0.0), image, "-o", tmp_path / "w.nii.gz")
     assert done.exit_code == 0, done.output
-    carried = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "w.nii.gz")))
-    np.testing.assert_allclose(carried.astype(int), hot(scan(SHAPE)), atol=1)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "w.nii.gz"))), colours)
 
 
 def test_warp_of_a_label_volume_s_slice_lands_on_the_fixed_geometry(tmp_path: Path) -> None:

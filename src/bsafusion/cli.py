@@ -244,6 +244,10 @@ def warp(
             raise ValueError(
                 f"{out.name}: {source.dtype} values {low:g} to {high:g} do not fit a picture; write .nii.gz instead"
             )
+        if volume and len(carried) == 3 and depth == "uint16":
+            raise ValueError(
+                f"{out.name}: colours of 16 bit, but those of a NIfTI have 8; expected .png or .tif; write one of them"
+            )
         spread = None if largest is None else (0.0, largest)
         out.parent.mkdir(parents=True, exist_ok=True)
         if volume:

@@ -299,7 +299,8 @@ class FusionResult:
         ``fused.png``, ``aligned.png``, ``deformation.nii.gz`` and its inverse (``deformation_inverse.nii.gz``, from
         moving to fixed, on the moving grid), ``overview.png``, ``report.html`` and ``report.json``;
         where the fixed image has millimetres also ``fused.nii.gz`` and ``aligned.nii.gz`` with its geometry and the
-        moving image's values. Nothing fused where only alignment was asked for.
+        moving image's values; colours have 8 bit there, also where the pictures have 16, as NIfTI knows no others.
+        Nothing fused where only alignment was asked for.
 
         Raises:
             FileExistsError: ``out`` exists and holds something else than a result, or may not be overwritten.
