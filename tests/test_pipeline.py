@@ -628,7 +628,7 @@ def test_a_colour_map_for_an_image_in_colour_is_refused() -> None:
         ({"refine": True}, "True steps of refinement; expected a whole number"),
         ({"weight_fixed": "0.5"}, "a weight of '0.5' for the fixed image; expected 0"),
         ({"weight_fixed": None}, "a weight of None"),
-        ({"weight_fixed": np.float32(2)}, "a weight of 2.0 for"),
+        ({"weight_fixed": np.float32(2)}, "a weight of 2 for"),
         ({"mirrored": "no"}, "mirrored is 'no'; expected True or False"),
         ({"aligned": 1}, "aligned is 1; expected True or False"),
         ({"align_only": None}, "align_only is None; expected True or False"),

@@ -127,8 +127,9 @@ class FuseOptions:
             if not isinstance(value, bool):
                 raise RequestError(f"{name} is {value!r}; expected True or False")
         if not _is_number(self.weight_fixed) or not 0 <= self.weight_fixed <= 1:
+            told = f"{self.weight_fixed:g}" if _is_number(self.weight_fixed) else repr(self.weight_fixed)
             raise RequestError(
-                f"a weight of {self.weight_fixed!r} for the fixed image; expected 0 (the moving image alone) to 1 "
+                f"a weight of {told} for the fixed image; expected 0 (the moving image alone) to 1 "
                 "(the fixed image alone), 0.5 for the balance that was trained"
             )
         if not _is_number(self.refine) or self.refine % 1 or not 0 <= self.refine <= MOST_STEPS:
