@@ -3,11 +3,12 @@
     python scripts/train_default.py PAIRS.csv -o RUN [--init default] [--device cuda] [--minutes 30]
 
 Every stage starts from the best weights of the one before and is kept in a folder of its own. With ``--minutes`` the
-call ends in time, with a checkpoint; the same command goes on from there. When all is trained, RUN/summary.json tells
-the mean endpoint errors on ``val`` (pixels, one draw with a fixed seed) of the weights it started from and of its own,
-and RUN/default.safetensors holds the result. Alignment is trained as in run 29 of the shipped weights, on a GPU, with
-what runs 33 and after added for heads without their rim; fusion once, with the terms of its last run; the assessment
-as in its last runs (experiments/shipped_weights). Nothing is averaged. On a CPU give ``--batch 8`` and fewer steps.
+call ends in time, with a checkpoint; the same command goes on from there. When all is trained, RUN/default.safetensors
+holds the result, and RUN/summary.json tells the mean endpoint errors on ``val`` (pixels, one draw with a fixed seed) of
+the weights it started from and of its own, where the CSV has such pairs. Alignment is trained much as in run 29 of the
+shipped weights, on a GPU, with what runs 33 and after added for heads without their rim; fusion once, with the terms of
+its last run; the assessment as in its last runs (experiments/shipped_weights). Nothing is averaged. On a CPU give
+``--batch 8`` and fewer steps.
 """
 
 from __future__ import annotations
@@ -124,13 +125,17 @@ def main() -> None:
             print("stopped with a checkpoint; run the same command again")
             return
         init = str(best)
-    device, held_out = torch.device(args.device), PairSet(read_pairs(args.pairs, split="val"))
-    summary = {
-        name: validate(weights.load(path)[0].to(device), held_out, tuple(MISALIGNMENTS), device=device)
-        for name, path in (("start", args.init), ("trained", init))
-    }
     for ending in (".safetensors", ".json"):
         shutil.copyfile(Path(init).with_suffix(ending), args.out / f"default{ending}")
+    held_out = [pair for pair in read_pairs(args.pairs) if pair.split == "val"]
+    if not held_out:
+        print(f"{args.pairs}: no pairs of split val to measure on")
+        return
+    device, data = torch.device(args.device), PairSet(held_out)
+    summary = {
+        name: validate(weights.load(path)[0].to(device), data, tuple(MISALIGNMENTS), device=device)
+        for name, path in (("start", args.init), ("trained", init))
+    }
     write_json(args.out / "summary.json", summary)
     for key, before in summary["start"].items():
         print(f"{key:24} {before:6.2f} -> {summary['trained'][key]:6.2f}")

@@ -56,3 +56,18 @@ def test_all_stages_in_turn_with_an_end_in_between(
     start, _ = weights.load("default")
     for part in ("alignment.steps.1_4.out.weight", "fusion.last.0.weight"):
         assert not network.state_dict()[part].equal(start.state_dict()[part])
+
+
+def test_without_pairs_to_measure_on_the_result_is_kept_all_the_same(
+    script: ModuleType,
+    pairs_csv: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bare = pairs_csv.with_name("train_only.csv")
+    bare.write_text(pairs_csv.read_text().replace(",val,", ",test,"))
+    call(script, monkeypatch, bare, tmp_path)
+    assert "no pairs of split val" in capsys.readouterr().out
+    assert weights.load(str(tmp_path / "default.safetensors"))[1].steps == 2
+    assert not (tmp_path / "summary.json").exists()

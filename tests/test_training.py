@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,8 @@ def test_the_learning_rate_by_hand() -> None:
         ({"clip": 0.0}, "clip 0.0"),
         ({"aligned_share": -0.1}, "aligned_share -0.1: expected at least 0"),
         ({"aligned_share": 1.1}, "aligned_share 1.1: expected at most 1"),
+        ({"aligned_share": 0.7}, "aligned_share 0.7: only a run of fusion alone sees the truth"),
+        ({"crop": 64, "parts": "assessment"}, "crop 64: the assessment is trained on whole pictures"),
         ({"optimizer": "sgd"}, "'sgd'.*muon or adamw"),
         ({"crop": 100}, "crop 100.*multiple of 16"),
         ({"crop": 512}, "crop 512"),
@@ -570,6 +573,24 @@ def test_a_run_starts_from_given_weights(
     assert not torch.equal(after["fusion.last.0.weight"], source["fusion.last.0.weight"])
 
 
+def test_what_weights_do_not_fill_is_told(
+    finished: Finished, pairs_csv: Path, tmp_path: Path, training_cfg: BSAFusionCfg
+) -> None:
+    init = str(finished[0] / "last.safetensors")
+    told: list[str] = []
+    more = replace(training_cfg, fusion=replace(training_cfg.fusion, hidden=training_cfg.fusion.hidden + 2))
+    for name, model_cfg in (("same", training_cfg), ("more", more)):
+        cfg = replace(SHORT, steps=1, parts="fusion", validate_every=100)
+        train(pairs_csv, tmp_path / name, model_cfg=model_cfg, cfg=cfg, init=init, on_note=told.append)
+    assert len(told) == 1
+    assert re.fullmatch(rf"not filled by {re.escape(init)}, they begin as drawn: fusion\.last\..*", told[0])
+
+
+def test_weights_of_another_preset_are_refused(finished: Finished, training_cfg: BSAFusionCfg) -> None:
+    with pytest.raises(ValueError, match=r"of the preset 'default', this run trains 'paper'"):
+        start_from(BSAFusion(replace(training_cfg, preset="paper")), str(finished[0] / "last.safetensors"))
+
+
 def test_a_larger_network_starts_with_the_answer_of_a_smaller_one(tmp_path: Path, training_cfg: BSAFusionCfg) -> None:
     smaller = replace(
         training_cfg,
@@ -611,7 +632,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     pairs_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training_cfg: BSAFusionCfg
 ) -> None:
     monkeypatch.setattr(fusion_losses, "edge_loss", lambda fused, *_: fused.sum() * math.nan)
-    with pytest.raises(FloatingPointError, match="nan at step 0"):
+    with pytest.raises(FloatingPointError, match=r"nan at step 0; .*; train again into another folder"):
         train(pairs_csv, tmp_path, model_cfg=training_cfg, cfg=SHORT)
     assert not list(tmp_path.glob("*.safetensors"))
 

@@ -597,6 +597,7 @@ def train(
                 device=device,
                 init=init,
                 on_step=show,
+                on_note=lambda note: console.print(f"bsafusion: {note}", highlight=False, markup=False, soft_wrap=True),
                 until=until,
                 minutes=minutes,
             )

@@ -54,12 +54,14 @@ class TrainingCfg:
         steps: optimizer steps; ``batch`` pairs each, over all processes.
         optimizer: ``muon`` (see ``optimizer``) or ``adamw``.
         lr: peak learning rate, reached after ``warmup`` steps, then a cosine down to ``lr / 100``.
-        crop: side of a random window of the ``side`` x ``side`` images that a step sees; 0 for all of them.
+        crop: side of a random window of the ``side`` x ``side`` images that a step sees; 0 for all of them (the
+            assessment always sees all).
         precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere.
         record: on CUDA, replay the kernels of a step as one recorded graph (not with ``adapt_mu``).
         validate_every, checkpoint_every, log_every: in steps.
         suites: misalignments validated on.
-        aligned_share: share of fusion steps that see the truth instead of the network's own alignment.
+        aligned_share: share of the steps that see the truth instead of the network's own alignment, where ``fusion``
+            alone is trained.
         fusion_reference: what the fused image is held against: the ``aligned`` image that it was made of, or the
             ``truth``, the moving image before it was deformed.
         adapt_mu: balance the two structural terms as published, instead of counting both alike.
@@ -98,6 +100,8 @@ class TrainingCfg:
             raise ValueError(f"optimizer {self.optimizer!r}: expected muon or adamw")
         if self.crop % 16 or not 0 <= self.crop <= self.side:
             raise ValueError(f"crop {self.crop}: expected a multiple of 16 up to side {self.side}, or 0 for no crop")
+        if self.crop and self.parts == "assessment":
+            raise ValueError(f"crop {self.crop}: the assessment is trained on whole pictures; leave crop out")
         if self.fusion_reference not in ("aligned", "truth"):
             raise ValueError(f"fusion_reference {self.fusion_reference!r}: expected aligned or truth")
         counts = ("steps", "batch", "validate_every", "checkpoint_every", "log_every")
@@ -110,6 +114,11 @@ class TrainingCfg:
                 raise ValueError(f"{name} {getattr(self, name)}: expected a number above 0")
         if self.aligned_share > 1:
             raise ValueError(f"aligned_share {self.aligned_share}: expected at most 1")
+        if self.aligned_share != TrainingCfg.aligned_share and self.parts != "fusion":
+            raise ValueError(
+                f"aligned_share {self.aligned_share}: only a run of fusion alone sees the truth; leave it out, or "
+                "train alignment first and fusion after it"
+            )
         unknown = set(self.suites) - set(MISALIGNMENTS)
         if unknown or not self.suites:
             wrong = f"unknown suites {sorted(unknown)}" if unknown else "no suites"
@@ -453,8 +462,16 @@ def start_from(model: BSAFusion, path: str) -> list[str]:
     """Fill what fits from another weight file (a stage trained before); returns what stays as drawn.
 
     A layer that sees more channels than it did there gives the new ones, the last, no weight.
+
+    Raises:
+        ValueError: the weights are of another preset.
     """
-    source, _ = weights.load(path)
+    source, record = weights.load(path)
+    if record.preset != model.cfg.preset:
+        raise ValueError(
+            f"{path} holds weights of the preset {record.preset!r}, this run trains {model.cfg.preset!r}, whose layers "
+            "are others; give weights of the same preset, or none"
+        )
     mine, theirs = model.state_dict(), source.state_dict()
     fitting = {}
     for name, values in theirs.items():
@@ -484,6 +501,13 @@ def pairs_sha256(pairs: Sequence[Pair]) -> str:
 Report = Callable[[int, dict[str, float]], None]
 
 
+def _tell_new(names: Sequence[str], init: str) -> str:
+    """In one line, which layers ``init`` did not fill."""
+    layers = list(dict.fromkeys(".".join(name.split(".")[:3]) for name in names))
+    more = f" and {len(layers) - 8} more" if len(layers) > 8 else ""
+    return f"not filled by {init}, they begin as drawn: {', '.join(layers[:8])}{more}"
+
+
 def train(
     pairs: Path,
     out: Path,
@@ -493,6 +517,7 @@ def train(
     device: str = "cpu",
     init: str | None = None,
     on_step: Report | None = None,
+    on_note: Callable[[str], None] | None = None,
     until: int | None = None,
     minutes: float | None = None,
 ) -> Path:
@@ -505,6 +530,7 @@ def train(
             tensorboard events.
         init: weights to start from.
         on_step: called after every step with the step's number and its figures (on CUDA the latest that were read).
+        on_note: told which layers ``init`` does not fill, if there are any.
         until: stop (with a checkpoint) after this step; the schedule still runs to ``cfg.steps``.
         minutes: stop likewise, at the end of the step in which they are over.
 
@@ -512,7 +538,8 @@ def train(
         The path of the best weights, or of the last ones where there is no validation split.
 
     Raises:
-        ValueError: the run found in ``out`` has other options or saw other data.
+        ValueError: the run found in ``out`` has other options or saw other data, or ``init`` is of another preset.
+        FloatingPointError: the loss is not finite any more.
     """
     cfg, model_cfg = cfg or TrainingCfg(), model_cfg or PRESETS["default"]()
     if working_shape((cfg.side, cfg.side), model_cfg.working_side) != (cfg.side, cfg.side):
@@ -528,7 +555,9 @@ def train(
         torch.manual_seed(cfg.seed)
         model = BSAFusion(model_cfg)
         if init:
-            start_from(model, init)
+            new = start_from(model, init)
+            if new and on_note:
+                on_note(_tell_new(new, init))
         model = model.to(where).train()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_trained(name, cfg.parts))
@@ -590,7 +619,8 @@ def train(
                 figures = {name: float(value) for name, value in said.items()}
                 if not np.isfinite(figures["loss"]):
                     raise FloatingPointError(
-                        f"the loss is {figures['loss']} at step {step - 1}; resume with a smaller lr"
+                        f"the loss is {figures['loss']} at step {step - 1}; expected a finite one; "
+                        f"train again into another folder than {out}, with a smaller lr"
                     )
                 figures["pairs_per_second"] = cfg.batch * (step - first) / (time.perf_counter() - first_started)
             average_gradients(parameters, world)
