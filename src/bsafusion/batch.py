@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from bsafusion.datasets import TASKS
 from bsafusion.io import check_replaceable, read_csv
-from bsafusion.pipeline import AUTO, FILES, FuseOptions, Model, RequestError, files_of, fuse, versions
+from bsafusion.pipeline import AUTO, FILES, FuseOptions, Model, RequestError, expected_files, fuse, versions
 from bsafusion.weights import file_sha256
 
 Outcome = Literal["ok", "suspect", "skipped", "failed"]
@@ -78,7 +78,7 @@ def done_before(row: Row, folder: Path, model: Model, wanted: FuseOptions) -> di
             and report["versions"] == versions()
             and {name: options[name] for name in wanted.record()} == wanted.record()
             and (options["task"] if options["task_from"] == "request" else None) == task_given
-            and all((folder / name).is_file() for name in files_of(report))
+            and all((folder / name).is_file() for name in expected_files(report))
         )
         return report if done and isinstance(report["reasons"], list) else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -75,7 +75,7 @@ FILES = (
     *("deformation.nii.gz", "deformation_inverse.nii.gz"),
     *("overview.png", "report.html", "report.json"),
 )
-"""What a result folder may hold; :func:`files_of` says what one does."""
+"""What a result folder may hold; :func:`expected_files` says what one does."""
 CLIPPED = 0.5 / 255
 """Beyond [0, 1] by more than half a level of 8 bits, a channel counts as clipped; less is rounding."""
 
@@ -330,7 +330,7 @@ class FusionResult:
         return Path(out)
 
 
-def files_of(report: dict[str, Any]) -> set[str]:
+def expected_files(report: dict[str, Any]) -> set[str]:
     """The names of the files of a result, by its report."""
     absent = set()
     if report["mode"] == ALIGN_ONLY:
