@@ -120,11 +120,15 @@ STATIC = Path(server.__file__).parent / "static"
 PAGE_SCRIPT = """
 const vm = require("node:vm"), fs = require("node:fs");
 const elements = {};
-const element = () => ({ dataset: {}, validity: {}, value: "", querySelector: element, append() {} });
-const document = {
-  getElementById: (id) => (elements[id] ||= element()), querySelector: element, querySelectorAll: () => [],
-  body: element(),
+const element = () => {
+  const within = (self, name) => (self.parts[name] ||= element());
+  const self = {
+    parts: {}, dataset: {}, validity: {}, value: "", append() {}, classList: { add() {}, remove() {} },
+    querySelector: (selector) => selector.split(" ").reduce(within, self), querySelectorAll: () => [],
+  };
+  return self;
 };
+const document = { ...element(), getElementById: (id) => (elements[id] ||= element()), body: element() };
 const page = vm.createContext({ document, performance, setTimeout, URLSearchParams, window: {}, console });
 for (const name of ["stage.js", "app.js"]) {
   vm.runInContext(fs.readFileSync(`${process.argv[1]}/${name}`, "utf8").replace(/^start\\(\\);$/m, ""), page);
@@ -188,6 +192,92 @@ def test_a_result_that_is_no_longer_wanted_does_not_finish_opening() -> None:
       console.log(JSON.stringify(document.body.dataset.complete));
     """)
     assert told == "new"
+
+
+# A server that takes ``waits[slice]`` ms for a volume and 250 ms for a pair, one at a time; ``fused`` is what it was asked.
+SLOW_SERVER = """
+  page = () => {};
+  const waits = {}, fused = [], opened = [];
+  let running = null;
+  open = async (key) => opened.push(key);
+  call = async (path, options = {}) => {
+    const told = (body) => ({ json: async () => body });
+    const [, role, query] = path.match(/inputs[/](.*)[?](.*)/) || [];
+    if (role) {
+      const slice = new URLSearchParams(query).get("slice_index");
+      await sleep(waits[slice] || 0);
+      const about = { id: `${options.body.name} ${slice}`, name: options.body.name, slice_index: Number(slice) };
+      return told({ ...about, size: [65, 81], modality: "unknown" });
+    }
+    if (options.method === "POST") {
+      await sleep(20);
+      if (running) throw new Error("another pair is being fused; wait for it or cancel it first");
+      const { fixed, moving } = JSON.parse(options.body);
+      running = { id: fused.push(`${fixed}, ${moving}`), state: "running", result: `${fixed}, ${moving}`, polls: 0 };
+    } else if (options.method === "DELETE") running.state = "cancelled";
+    else if (++running.polls === 5) running.state = "done";
+    const job = { ...running };
+    if (job.state !== "running") running = null;
+    return told(job);
+  };
+  const [mri, ct] = ["mri", "ct"].map((name) => ({ name: `${name}.nii.gz`, size: 1 }));
+  const idle = async () => { do await sleep(100); while (state.job); };
+  $("at-once").checked = true;
+  await takeAll([ct], "moving", "5");
+"""
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("waits", "pause"),
+    [({10: 200, 20: 10}, 0), ({10: 200, 20: 10}, 100), ({}, 5), ({}, 30), ({}, 120)],
+    ids=["later first", "later first, at rest", "while it is asked for", "as it begins", "while it runs"],
+)
+def test_the_slice_that_was_chosen_last_is_fused(waits: dict[int, int], pause: int) -> None:
+    told = in_page(f"""
+      {SLOW_SERVER}
+      Object.assign(waits, {json.dumps(waits)});
+      const first = takeAll([mri], "fixed", "10");
+      await sleep({pause});
+      await Promise.all([first, takeAll([mri], "fixed", "20")]);
+      await sleep(200);
+      await idle();
+      const said = $("job-error").textContent, file = zone("fixed").querySelector(".file").textContent;
+      console.log(JSON.stringify({{ opened, said, file, id: state.inputs.fixed.id }}));
+    """)
+    assert told["opened"] == ["mri.nii.gz 20, ct.nii.gz 5"]
+    assert (told["said"], told["id"]) == ("", "mri.nii.gz 20")
+    assert told["file"] == "mri.nii.gz, slice 20: 65 × 81, grey"
+
+
+@needs_node
+def test_swap_takes_the_slices_along_and_fuses() -> None:
+    told = in_page(f"""
+      {SLOW_SERVER}
+      await takeAll([mri], "fixed", "10");
+      await swap();
+      const slices = ["fixed", "moving"].map((role) => zone(role).querySelector(".slice input").value);
+      console.log(JSON.stringify({{ opened, slices }}));
+    """)
+    assert told["opened"] == ["mri.nii.gz 10, ct.nii.gz 5", "ct.nii.gz 5, mri.nii.gz 10"]
+    assert told["slices"] == ["5", "10"]
+
+
+@needs_node
+def test_what_is_no_file_fuses_nothing_and_cancel_drops_the_job() -> None:
+    told = in_page(f"""
+      {SLOW_SERVER}
+      await takeAll([mri], "fixed", "10");
+      await takeAll([], undefined);
+      const again = fuse();
+      await sleep(60);
+      cancel();
+      await again;
+      console.log(JSON.stringify({{ fused, opened, job: state.job, said: $("job-error").textContent }}));
+    """)
+    assert len(told["fused"]) == 2
+    assert len(told["opened"]) == 1
+    assert (told["job"], told["said"]) == (None, "")
 
 
 # --- fusing through the server ---
@@ -486,7 +576,7 @@ def test_a_slice_of_a_volume_is_asked_for_and_taken(client: Any, tmp_path: Path)
     answer = put(client, "moving", path.read_bytes(), "ct.nii.gz")
     assert answer.status_code == 422
     assert "pass slice_index" in answer.json()["error"]
-    assert put(client, "moving", path.read_bytes(), "ct.nii.gz", slice_index=1).json()["size"] == [65, 81]
+    assert put(client, "moving", path.read_bytes(), "ct.nii.gz", slice_index=1).json()["slice_index"] == 1
     assert "expected 0..2" in put(client, "moving", path.read_bytes(), "ct.nii.gz", slice_index=9).json()["error"]
 
 

@@ -22,8 +22,8 @@ from bsafusion.refinement import MOST_STEPS
 from bsafusion.report_page import render, words
 from bsafusion.samples import load_samples
 from bsafusion.viewer import server
-from pairs import pixels_of
-from test_viewer import BAD
+from pairs import known_weights, pixels_of, scan, write_volume
+from test_viewer import BAD, SHAPE
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install playwright")
@@ -328,8 +328,38 @@ def test_every_bad_upload_is_told_where_it_was_dropped(new_page: Callable[..., A
     drop(page, ".drop[data-role=moving]", ("b.png", SAMPLE.fixed.read_bytes()))
     playwright.expect(page.locator("#job-error")).to_contain_text("swap the two images", timeout=PATIENCE)
     page.get_by_role("button", name="swap").click()
-    page.get_by_role("button", name="Fuse", exact=True).click()
     page.locator("body[data-complete]").wait_for()
+
+
+def volume(folder: Path, name: str, seed: int) -> tuple[str, bytes]:
+    slices = np.stack([scan(SHAPE, seed=seed + index).T for index in range(4)], axis=-1)
+    path = write_volume(folder / name, slices, np.diag([1.0, 1.0, 1.0, 1.0]))
+    return name, path.read_bytes()
+
+
+def test_slices_of_volumes_are_chosen_named_and_swapped(
+    new_page: Callable[..., Any], serve: Callable[..., str], tmp_path: Path
+) -> None:
+    page = new_page()
+    page.goto(serve(weights=str(known_weights(tmp_path, (1.0, 2.0)))))
+    page.locator("#version", has_text="bsafusion").wait_for()
+    drop(page, "#stage-box", volume(tmp_path, "mri.nii.gz", 0), volume(tmp_path, "ct.nii.gz", 10))
+    page.get_by_label("Slice of the moving volume").fill("1")
+    page.get_by_label("Slice of the moving volume").press("Tab")
+    fixed = page.get_by_label("Slice of the fixed volume")
+    fixed.fill("2")
+    for key in ("ArrowUp", "ArrowDown", "ArrowUp"):  # each is a change
+        fixed.press(key)
+    shown = page.locator("#pair-name")
+    playwright.expect(shown).to_contain_text("ct.nii.gz on mri.nii.gz; fixed slice 3; moving slice 1", timeout=PATIENCE)
+    playwright.expect(page.locator(".drop[data-role=fixed] .file")).to_contain_text("mri.nii.gz, slice 3: 65 × 81")
+    playwright.expect(page.get_by_role("button", name="Fuse", exact=True)).to_be_enabled(timeout=PATIENCE)
+    assert page.locator("#job-error").inner_text() == ""
+    np.testing.assert_array_equal(
+        page.evaluate("[...state.layers.get('fixed').data]"), scan(SHAPE, seed=3).astype(float).ravel()
+    )
+    page.get_by_role("button", name="swap").click()
+    playwright.expect(shown).to_contain_text("mri.nii.gz on ct.nii.gz; fixed slice 1; moving slice 3", timeout=PATIENCE)
 
 
 def test_a_page_cannot_climb_out_of_a_result(

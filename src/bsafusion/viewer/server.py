@@ -293,6 +293,7 @@ def _add_inputs(app: FastAPI, cfg: ViewerCfg, temporary: Path, inputs: Inputs) -
             "format": image.meta.get("format", ""),
             "modality": str(image.modality),
             "colour": len(image.array) == 3,
+            "slice_index": image.meta.get("slice_index"),
         }
 
 

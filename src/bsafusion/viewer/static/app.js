@@ -42,6 +42,9 @@ const LIMITS = { smallestZoom: 0.5, largestZoom: 64 };
 const state = {
   inputs: { fixed: null, moving: null },
   files: { fixed: null, moving: null },
+  turns: { fixed: 0, moving: 0 },
+  changed: false, // whether an image has come since a pair was last fused
+  unwanted: false, // whether the job is to be dropped
   largestUpload: Infinity,
   job: null,
   dropped: 0,
@@ -93,11 +96,13 @@ function page(name) {
 
 const zone = (role) => document.querySelector(`.drop[data-role=${role}]`);
 
-async function take(role, file) {
+// The newest upload of a role counts, whatever the order of the answers.
+async function take(role, file, index = "") {
+  const turn = ++state.turns[role];
   const box = zone(role);
   const slice = box.querySelector(".slice");
   const error = box.querySelector(".error");
-  if (state.files[role] !== file) slice.querySelector("input").value = "";
+  slice.querySelector("input").value = index;
   state.files[role] = file;
   state.inputs[role] = null;
   slice.hidden = !/\.nii(\.gz)?$/i.test(file.name);
@@ -109,18 +114,18 @@ async function take(role, file) {
     if (file.size > state.largestUpload) {
       throw new Error(`${file.name}: ${megabytes(file.size)}; expected at most ${megabytes(state.largestUpload)}`);
     }
-    const index = slice.querySelector("input").value;
     const query = new URLSearchParams({ name: file.name, ...(index && { slice_index: index }) });
     const answer = await call(`/api/inputs/${role}?${query}`, { method: "POST", body: file });
     const image = await answer.json();
-    if (state.files[role] !== file) return;
+    if (turn !== state.turns[role]) return;
     state.inputs[role] = image;
+    state.changed = true;
     const kind = image.modality === "unknown" ? "" : `, ${image.modality.toUpperCase()}`;
     const colour = image.colour ? "colour" : "grey";
-    box.querySelector(".file").textContent = `${image.name}: ${image.size.join(" × ")}, ${colour}${kind}`;
+    box.querySelector(".file").textContent = `${image.name}${sliceWords(image.slice_index)}: ${image.size.join(" × ")}, ${colour}${kind}`;
     box.classList.add("ready");
   } catch (problem) {
-    if (state.files[role] !== file) return;
+    if (turn !== state.turns[role]) return;
     box.querySelector(".file").textContent = "";
     error.textContent = problem.message;
   }
@@ -134,7 +139,10 @@ function offer() {
   return ready;
 }
 
-async function takeAll(files, role) {
+const sliceWords = (index) => (index == null ? "" : `, slice ${index}`);
+
+async function takeAll(files, role, index) {
+  if (!files.length) return; // a text or a link was dropped
   $("job-error").textContent = "";
   state.dropped = performance.now();
   page("pair");
@@ -146,11 +154,12 @@ async function takeAll(files, role) {
     const [fixed, moving] = [...files].sort((a, b) => looksFixed(b.name) - looksFixed(a.name));
     await Promise.all([take("fixed", fixed), take("moving", moving)]);
     // Only a moving image may be in colour: then the names have misled.
-    if (offer() && state.inputs.fixed.colour && !state.inputs.moving.colour) await swap();
-  } else if (files.length === 1) {
-    await take(role || (state.files.fixed ? "moving" : "fixed"), files[0]);
+    const misled = offer() && state.inputs.fixed.colour && !state.inputs.moving.colour;
+    if (misled && state.files.fixed === fixed && state.files.moving === moving) await swap();
+  } else {
+    await take(role || (state.files.fixed ? "moving" : "fixed"), files[0], index);
   }
-  if ($("at-once").checked && offer()) await fuse();
+  await fuseAtOnce();
 }
 
 // Which of two file names is rather that of the fixed image.
@@ -161,14 +170,18 @@ const megabytes = (bytes) => `${(bytes / 2 ** 20).toPrecision(3)} MiB`;
 
 async function swap() {
   const { fixed, moving } = state.files;
+  const [ofFixed, ofMoving] = ["fixed", "moving"].map((role) => zone(role).querySelector(".slice input").value);
+  state.dropped = performance.now();
   for (const role of ["fixed", "moving"]) {
+    state.turns[role]++;
     state.files[role] = state.inputs[role] = null;
     zone(role).classList.remove("ready");
+    zone(role).querySelector(".slice").hidden = true;
     for (const part of zone(role).querySelectorAll(".file, .error")) part.textContent = "";
   }
   offer();
-  await Promise.all([moving && take("fixed", moving), fixed && take("moving", fixed)]);
-  offer();
+  await Promise.all([moving && take("fixed", moving, ofMoving), fixed && take("moving", fixed, ofFixed)]);
+  await fuseAtOnce();
 }
 
 function listenForFiles() {
@@ -187,8 +200,9 @@ function listenForFiles() {
       takeAll([...event.target.files], box.dataset.role);
       event.target.value = "";
     });
-    box.querySelector(".slice input").addEventListener("change", () => {
-      if (state.files[box.dataset.role]) takeAll([state.files[box.dataset.role]], box.dataset.role);
+    box.querySelector(".slice input").addEventListener("change", (event) => {
+      const { role } = box.dataset;
+      if (state.files[role]) takeAll([state.files[role]], role, event.target.value);
     });
   }
 }
@@ -237,6 +251,12 @@ function defaultOptions() {
 
 // --- fusing ---
 
+async function fuseAtOnce() {
+  if (!$("at-once").checked || !state.changed || !offer()) return;
+  if (state.job) state.unwanted = true; // of images that are not shown any more; fuse() comes back here
+  else await fuse();
+}
+
 async function fuse() {
   if (state.job) {
     $("job-error").textContent = "another pair is being fused; press Fuse when it is done";
@@ -246,27 +266,31 @@ async function fuse() {
   const body = { ...pair, task: $("task").value, options: chosenOptions() };
   const { badInput, stepMismatch } = $("refine").validity;
   $("job-error").textContent = "";
-  let job = null;
+  state.changed = state.unwanted = false;
   const follow = (told) => {
-    state.job = job = told;
+    state.job = told;
     showJob();
   };
+  follow({ progress: 0, stage: "" });
   try {
     // Too many or too few are the server's to refuse; this would not reach it as a number of steps.
     if (badInput || stepMismatch) throw new Error(`steps of refinement: expected a whole number, 0 (none) to ${$("refine").max}`);
     const options = { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
     follow(await (await call("/api/jobs", options)).json());
-    while (job.state === "running") {
+    while (state.job.state === "running") {
       await sleep(50);
-      follow(await getJson(`/api/jobs/${job.id}`));
+      follow(await (await call(`/api/jobs/${state.job.id}`, state.unwanted ? { method: "DELETE" } : undefined)).json());
     }
-    if (job.state === "failed") throw new Error(job.message);
-    if (job.state === "done") await open(job.result);
+    if (state.unwanted) return;
+    if (state.job.state === "failed") throw new Error(state.job.message);
+    if (state.job.state === "done") await open(state.job.result);
   } catch (problem) {
     $("job-error").textContent = problem.message;
+  } finally {
+    state.job = null;
+    showJob();
+    await fuseAtOnce();
   }
-  if (state.job === job) state.job = null;
-  showJob();
 }
 
 function showJob() {
@@ -279,8 +303,8 @@ function showJob() {
   offer();
 }
 
-async function cancel() {
-  if (state.job) await call(`/api/jobs/${state.job.id}`, { method: "DELETE" }).catch(() => {});
+function cancel() {
+  state.unwanted = true;
 }
 
 // --- results ---
@@ -334,7 +358,10 @@ function showResult() {
   $("empty").hidden = true;
   $("evidence").hidden = false;
   const task = report.options && report.options.task ? `; task ${report.options.task}, from ${report.options.task_from}` : "";
-  $("pair-name").textContent = name + task;
+  const slices = Object.entries(report.inputs || {})
+    .filter(([, input]) => input.notes && "slice_index" in input.notes)
+    .map(([role, input]) => `; ${role} slice ${input.notes.slice_index}`).join("");
+  $("pair-name").textContent = name + slices + task;
   $("words").replaceChildren();
   for (const [term, sentence] of words) {
     make("dt", $("words"), { textContent: term });
