@@ -194,7 +194,7 @@ def test_a_result_that_is_no_longer_wanted_does_not_finish_opening() -> None:
     assert told == "new"
 
 
-# A server that takes ``waits[slice]`` ms for a volume and 250 ms for a pair, one at a time; ``fused`` is what it was asked.
+# A server that takes ``waits[slice]`` ms for a volume and 250 ms for a pair, one at a time, of those in ``fused``.
 SLOW_SERVER = """
   page = () => {};
   const waits = {}, fused = [], opened = [];
@@ -465,6 +465,15 @@ def test_an_image_makes_room_for_newer_ones(client: Any) -> None:
     answer = client.post("/api/jobs", json={"fixed": ids[0], "moving": ids[4]})
     assert answer.status_code == 422
     assert "choose the file again" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("kept", [2, 4])
+def test_the_image_that_the_page_shows_stays_whatever_comes_for_the_other_role(weights: str, kept: int) -> None:
+    with running(server.ViewerCfg(weights=weights, inputs_kept=kept)) as client:
+        fixed = put(client, "fixed", FIXED).json()["id"]
+        uploads = [put(client, "moving", MOVING).json()["id"] for _ in range(6)]
+        assert client.post("/api/jobs", json={"fixed": fixed, "moving": uploads[0]}).status_code == 422
+        assert client.post("/api/jobs", json={"fixed": fixed, "moving": uploads[-1]}).status_code == 202
 
 
 def test_an_unknown_task_is_refused(client: Any) -> None:

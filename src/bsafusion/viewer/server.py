@@ -151,19 +151,23 @@ class JobRequest(BaseModel):
 
 @dataclass
 class Inputs:
-    """Decoded uploads by an identifier that cannot be guessed; the oldest makes room."""
+    """Decoded uploads, each with its role, by an identifier that cannot be guessed.
+
+    The last of each role, uploaded or used, is what the page shows, and stays; of the others the oldest makes room.
+    """
 
     kept: int
-    images: dict[str, Image] = field(default_factory=dict)
+    images: dict[str, tuple[Role, Image]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, image: Image) -> str:
+    def add(self, role: Role, image: Image) -> str:
         """Its identifier."""
         identifier = secrets.token_hex(8)
         with self.lock:
-            self.images[identifier] = image
+            self.images[identifier] = role, image
+            last = {whose: key for key, (whose, _) in self.images.items()}.values()
             while len(self.images) > self.kept:
-                self.images.pop(next(iter(self.images)))
+                self.images.pop(next(key for key in self.images if key not in last))
         return identifier
 
     def get(self, identifier: str) -> Image:
@@ -171,7 +175,8 @@ class Inputs:
         with self.lock:
             if identifier not in self.images:
                 raise RequestError("the viewer does not hold this image any more; choose the file again")
-            return self.images[identifier]
+            self.images[identifier] = self.images.pop(identifier)
+            return self.images[identifier][1]
 
 
 def upload_name(name: str) -> str:
@@ -287,7 +292,7 @@ def _add_inputs(app: FastAPI, cfg: ViewerCfg, temporary: Path, inputs: Inputs) -
             await _store(request, path, cfg.largest_upload)
             image = await run_in_threadpool(lambda: read_input(path, role, slice_index=slice_index))
         return {
-            "id": inputs.add(image),
+            "id": inputs.add(role, image),
             "name": image.source,
             "size": list(image.geometry.shape[::-1]),
             "format": image.meta.get("format", ""),
