@@ -13,7 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from PIL import Image as PILImage
 from typer.testing import CliRunner
 
 from bsafusion import cli, pipeline
+from bsafusion.image import Geometry, Image
 from bsafusion.io import write_json
 from bsafusion.pipeline import CHOICES, FuseOptions, FusionResult, RequestError, fuse
 from bsafusion.refinement import MOST_STEPS
@@ -807,11 +808,51 @@ def test_a_single_result_folder_is_a_root(tmp_path: Path, result: FusionResult) 
     assert str(tmp_path) not in json.dumps(entry.row())
 
 
-def test_grids_laid_onto_each_other_are_mentioned(tmp_path: Path) -> None:
-    fixed = write_picture(tmp_path / "mri.png", scan(SHAPE))
-    moving = write_picture(tmp_path / "ct.png", scan((120, 100), seed=1))
-    folder = saved(fuse(fixed, moving, model=known_model(SHIFT)), tmp_path / "out")
-    assert "laid onto each other" in read_view(folder).note
+PICTURE, WIDE = Geometry.picture(SHAPE), Geometry.picture((120, 100))
+CORONAL = Geometry(SHAPE, (1.1, 1.2), (-30.0, 60.0), ((1, 0), (0, -1)), plane="coronal")
+TURNED = Geometry((120, 100), (0.8, 0.7), (400.0, 10.0), ((0.96, -0.28), (-0.28, -0.96)), plane="coronal")
+UNPLACED = replace(WIDE, physical=True, spacing=(0.7, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("fixed", "moving", "method"),
+    [
+        (PICTURE, WIDE, "centred and scaled"),
+        (CORONAL, WIDE, "centred and scaled"),
+        (PICTURE, TURNED, "centred and scaled"),
+        (CORONAL, UNPLACED, "physical spacing, centred"),
+        (CORONAL, TURNED, "physical spacing, centred"),
+        (CORONAL, replace(TURNED, origin=(-30.0, 50.0)), "physical"),
+    ],
+)
+def test_a_saved_field_is_shown_without_how_the_grids_were_laid(
+    tmp_path: Path, fixed: Geometry, moving: Geometry, method: str
+) -> None:
+    pair = (Image(scan(grid.shape, seed=seed)[None], grid) for seed, grid in enumerate((fixed, moving)))
+    made = fuse(*pair, model=known_model(SHIFT))
+    assert made.report["grid"]["method"] == method
+    live, stored = view_of(made, "live"), read_view(saved(made, tmp_path / "out"))
+    assert stored.note == ""
+    for name in ("displacement", "jacobian"):
+        np.testing.assert_allclose(stored.layers[name].array, live.layers[name].array, atol=1e-3)
+        assert stored.layers[name].high == pytest.approx(live.layers[name].high, abs=1e-3)
+    if method == "physical":
+        return
+    shutil.copy(tmp_path / "out" / "deformation.nii.gz", tmp_path / "out" / "deformation_inverse.nii.gz")
+    other = read_view(tmp_path / "out")  # with a field of another grid
+    (tmp_path / "out" / "deformation_inverse.nii.gz").unlink()
+    for view in (other, read_view(tmp_path / "out")):
+        assert set(live.layers) - set(view.layers) == {"displacement", "jacobian"}
+        assert view.note.startswith("no arrows, no Jacobian: the field includes how the two grids were laid onto")
+
+
+def test_a_saved_grey_picture_is_as_bright_as_it_was_made(tmp_path: Path) -> None:
+    pair = (Image(scan(SHAPE, seed=seed)[None], CORONAL) for seed in (0, 1))
+    made = fuse(*pair, model=known_model(SHIFT))
+    stored = read_view(saved(made, tmp_path / "out")).layers["fused"]
+    assert (tmp_path / "out" / "fused.nii.gz").exists()
+    assert (stored.low, stored.high) == (0, 1)
+    np.testing.assert_allclose(stored.array, view_of(made, "live").layers["fused"].array, atol=1e-6)
 
 
 # --- the command ---

@@ -18,12 +18,12 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 
-from bsafusion.deformation import jacobian_determinant
+from bsafusion.deformation import identity_grid, jacobian_determinant
 from bsafusion.image import Image, ImageError
 from bsafusion.io import read_deformation, read_image
 from bsafusion.page import picture_of
 from bsafusion.pipeline import FusionResult
-from bsafusion.preprocessing import fit_intensity
+from bsafusion.preprocessing import fit_intensity, match_grids
 from bsafusion.report import ALIGN_ONLY
 from bsafusion.report_page import pictures, words
 
@@ -155,7 +155,7 @@ def read_view(folder: Path) -> View:
         except ImageError as error:
             missing.append(str(error))
     try:
-        layers.update(_field_layers(read_deformation(_own(folder, "deformation.nii.gz")).displacement))
+        layers.update(_field_layers(_alignment(folder, report)))
     except (ImageError, ValueError) as error:
         missing.append(str(error))
     shape = next((layer.array.shape[1:] for layer in layers.values()), None)
@@ -166,8 +166,6 @@ def read_view(folder: Path) -> View:
     shape = next((layer.array.shape[1:] for layer in layers.values()), None)
     fitting = {name: layer for name, layer in layers.items() if layer.array.shape[1:] == shape}
     missing.extend(f"{name} has another size than the others" for name in layers if name not in fitting)
-    if "displacement" in fitting and str(report.get("grid", {}).get("method", "")).find("centred") >= 0:
-        missing.append("the field includes how the two grids were laid onto each other")
     return View(folder.name, report, fitting, "; ".join(missing))
 
 
@@ -178,12 +176,41 @@ def _own(folder: Path, name: str) -> Path:
     return path
 
 
+def _alignment(folder: Path, report: Mapping[str, Any]) -> torch.Tensor:
+    """What the network moved, ``2 H W``, voxels: a saved field without how the two grids were laid onto each other.
+
+    Raises:
+        ImageError: the field cannot be read, or what the folder holds does not tell how the grids were laid.
+    """
+    field = read_deformation(_own(folder, "deformation.nii.gz"))
+    method = str(report.get("grid", {}).get("method", ""))
+    if "centred" not in method:  # then the points of the field had their places before
+        return field.displacement
+    try:
+        # The way back lies on the moving grid.
+        moving = read_deformation(_own(folder, "deformation_inverse.nii.gz")).geometry
+        match = match_grids(field.geometry, moving)
+        if match.method != method:
+            raise ImageError(f"the two fields lie as of {match.method!r}, the report says {method!r}")
+    except ImageError as error:
+        raise ImageError(
+            "no arrows, no Jacobian: the field includes how the two grids were laid onto each other, which cannot be "
+            f"taken out here ({error})"
+        ) from error
+    # The way back through preprocessing.total_field: from moving points to the indices that the network aimed at.
+    back = torch.from_numpy(np.linalg.inv(moving.matrix() @ match.homogeneous()) @ field.geometry.matrix())
+    grid = identity_grid(field.geometry.shape, back)
+    there = grid + field.displacement.double()
+    return (torch.tensordot(back[:2, :2], there, dims=1) + back[:2, 2, None, None] - grid).float()
+
+
 def _stored(folder: Path, name: str) -> Layer:
     """The values of a volume file where there is one, else those of the picture."""
     values = folder / f"{name}.nii.gz"
     image = read_image(_own(folder, values.name if values.exists() else f"{name}.png"))
-    if name == "fused" and image.dtype in ("uint8", "uint16"):
-        return Layer(np.ascontiguousarray(image.array / np.iinfo(image.dtype).max, dtype="<f4"))
+    if name == "fused":  # 0 to 1, or the whole range of a picture's type
+        white = {"uint8": 255, "uint16": 65535}.get(image.dtype, 1)
+        return Layer(np.ascontiguousarray(image.array / white, dtype="<f4"))
     return _image_layer(image, image.array)
 
 
