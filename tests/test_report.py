@@ -19,6 +19,7 @@ from bsafusion.report import (
     deformed_grid,
     describe_input,
     overview,
+    told_share,
     verdict,
 )
 
@@ -69,7 +70,7 @@ def test_similarity_below_its_limit_is_suspect() -> None:
     status, reasons = verdict(replace(GOOD, similarity_before=-0.2, similarity_after=0.34), SIDE)
     assert status == "suspect"
     assert reasons == [
-        "the aligned images have a descriptor similarity of 0.34; at least 0.35 is expected of images of one head"
+        "the aligned images have a descriptor similarity of 0.340; at least 0.350 is expected of images of one head"
     ]
 
 
@@ -77,7 +78,7 @@ def test_an_alignment_that_made_it_worse_is_suspect() -> None:
     assert verdict(replace(GOOD, similarity_before=0.61, similarity_after=0.6), SIDE)[0] == "ok"
     status, reasons = verdict(replace(GOOD, similarity_before=0.7, similarity_after=0.6), SIDE)
     assert status == "suspect"
-    assert reasons == ["alignment lowered the descriptor similarity from 0.70 to 0.60"]
+    assert reasons == ["alignment lowered the descriptor similarity from 0.700 to 0.600"]
 
 
 def test_images_as_given_are_judged_where_nothing_was_aligned() -> None:
@@ -86,7 +87,7 @@ def test_images_as_given_are_judged_where_nothing_was_aligned() -> None:
     status, reasons = verdict(replace(skipped, similarity_before=0.2), SIDE)
     assert status == "suspect"
     assert reasons == [
-        "the images as given have a descriptor similarity of 0.20; at least 0.35 is expected of images of one head"
+        "the images as given have a descriptor similarity of 0.200; at least 0.350 is expected of images of one head"
     ]
 
 
@@ -101,8 +102,28 @@ def test_half_a_head_out_of_view_is_not_to_be_believed_whatever_its_probability(
     assert verdict(replace(GOOD, cut_share=0.4), SIDE) == ("ok", [])
     assert verdict(replace(GOOD, cut_share=0.5), SIDE) == (
         "suspect",
-        ["the moving image ends at a straight line, beyond which 50% of the head lies; at most 44% may be out of view"],
+        [
+            "the moving image ends at a straight line, beyond which 50.0% of the head lies; "
+            "at most 44% may be out of view"
+        ],
     )
+
+
+@pytest.mark.parametrize(
+    ("moving", "advice"),
+    [
+        (Modality.MRI, "swap the images"),
+        (Modality.UNKNOWN, "swap the images"),
+        (Modality.PET, "it was not trained to align PET with CT"),
+    ],
+)
+def test_swapping_is_advised_only_where_it_helps(moving: Modality, advice: str) -> None:
+    reason = f"the fixed image is a CT by its file; the network knows MRI there: {advice}"
+    assert verdict(GOOD, SIDE, fixed=Modality.CT, moving=moving) == ("suspect", [reason])
+
+
+def test_a_small_share_is_not_told_as_none() -> None:
+    assert [told_share(share, 2) for share in (0.0, 1e-6, 0.0002)] == ["0.00%", "less than 0.01%", "0.02%"]
 
 
 def test_other_limits_are_obeyed() -> None:

@@ -149,7 +149,8 @@ def test_words_say_what_was_measured() -> None:
         "folded_share": 0.0125,
         "outside_share": 0.1,
     }
-    said = dict(words({"status": "ok", "alignment": evidence}))
+    inputs = {"fixed": {"size": [256, 200]}}
+    said = dict(words({"status": "ok", "alignment": evidence, "inputs": inputs}))
     assert "2.2 px" in said["Expected error"]
     assert "off by 3.1 px" in said["Judged error"]
     assert "fell: 0.500 before alignment, 0.400 after" in said["Similarity"]
@@ -157,7 +158,9 @@ def test_words_say_what_was_measured() -> None:
     assert "10.0 px at most" in said["Movement"]
     assert said["Folds"] == "The field folds in 1.25% of the pixels."
     assert said["Coverage"] == "10.0% of the head lies outside the moving image."
-    cut = dict(words({"status": "suspect", "alignment": {**evidence, "outside_share": 0.0, "cut_share": 0.5}}))
+    evidence |= {"outside_share": 0.0, "cut_share": 0.5, "assessed_error": 12.0}
+    cut = dict(words({"status": "suspect", "alignment": evidence, "inputs": inputs}))
+    assert "off by 12.0 px or more" in cut["Judged error"]
     assert cut["Coverage"] == (
         "No part of the head lies outside the moving image. "
         "The moving image ends at a straight line beyond which 50% of the head lies."

@@ -23,6 +23,7 @@ from bsafusion.trust import (
     Calibration,
     alignment_sha256,
     calibration_file,
+    judged_error,
     read_calibration,
 )
 from bsafusion.weights import WeightsError
@@ -105,8 +106,8 @@ def test_nothing_is_estimated_of_evidence_that_is_not_there() -> None:
 def test_a_reason_names_what_speaks_against_the_result_strongest_first() -> None:
     bad = replace(USUAL, expected_error=3.0, similarity_low=0.1)
     assert CALIBRATION.reason(asdict(bad), SIDE) == (
-        "the chance that the result is off by more than 5 px is put at 99% (suspect from 50%): descriptor similarity "
-        "that a tenth of the head falls short of 0.10 (usual: 0.30); expected error 3.0 px (usual: 2.0)"
+        "the chance that the result is off by more than 5 px is put at 99.3% (suspect from 50.0%): descriptor "
+        "similarity that a tenth of the head falls short of 0.100 (usual: 0.300); expected error 3.0 px (usual: 2.0)"
     )
 
 
@@ -118,6 +119,12 @@ def test_what_speaks_for_the_result_is_no_reason_against_it() -> None:
     assert "off by more than 10 px" in reason
     assert "expected error 9.0 px (usual: 4.0)" in reason
     assert "similarity" not in reason
+
+
+@pytest.mark.parametrize(("side", "most"), [(256, 12.0), (200, 12.0), (512, 12 * 511 / 256)])
+def test_an_error_beyond_what_is_told_apart_is_not_told_as_measured(side: int, most: float) -> None:
+    assert judged_error(most, side) == f"{most:.1f} px or more"
+    assert judged_error(0.9 * most, side) == f"{0.9 * most:.1f} px"
 
 
 def test_the_calibrated_chance_takes_the_place_of_the_soft_limits() -> None:
@@ -147,7 +154,7 @@ def test_the_report_carries_the_chance_of_an_ok_result_too() -> None:
     assert told == {"probability_off": 0.2689, "off_from_px": 5.0, "suspect_from": 0.5, "note": "made up"}
     sentences = dict(words({"status": "ok", "alignment": asdict(USUAL), "trust": told}))
     assert sentences["Chance of being wrong"].startswith(
-        "The chance that the result is off by more than 5 px is put at 27%; from 50% on"
+        "The chance that the result is off by more than 5 px is put at 26.9%; from 50.0% on"
     )
     refined = {"status": "ok", "alignment": asdict(USUAL), "trust": told, "refinement": REFINED, "mirrored": None}
     assert dict(words(refined))["Chance of being wrong"].endswith("It was fitted to results without refinement.")
@@ -275,7 +282,7 @@ def test_images_taken_as_aligned_are_held_against_the_calibrations_own_similarit
     assert verdict(given, SIDE, trust=replace(CALIBRATION, least_similarity=0.5)) == ("ok", [])
     status, reasons = verdict(given, SIDE, trust=replace(CALIBRATION, least_similarity=0.7))
     assert status == "suspect"
-    assert "have a descriptor similarity of 0.60; at least 0.70 is expected" in reasons[0]
+    assert "have a descriptor similarity of 0.600; at least 0.700 is expected" in reasons[0]
     with pytest.raises(ValueError, match="a least similarity of 1"):
         replace(CALIBRATION, least_similarity=1.5)
 

@@ -47,7 +47,7 @@ Array = NDArray[np.float32]
 ERROR_SHOWN = 10.0
 """Pixels of endpoint error that are the brightest colour of an error map."""
 
-_BINS = (0.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
+_BINS = (0.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, float("inf"))
 _ERROR_BINS = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, float("inf"))
 _SERIES = 8  # colours in the style
 

@@ -432,6 +432,7 @@ def fuse(
         max(shape),
         trust=model.trust,
         fixed=fixed.modality,
+        moving=moving.modality,
         seen=seen if moving.modality == Modality.UNKNOWN else None,
         one_file=fixed.sha256 is not None and fixed.sha256 == moving.sha256,
     )

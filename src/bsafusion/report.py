@@ -87,15 +87,16 @@ def verdict(
     *,
     trust: Calibration | None = None,
     fixed: Modality = Modality.MRI,
+    moving: Modality = Modality.UNKNOWN,
     seen: tuple[Modality, Modality] | None = None,
     one_file: bool = False,
 ) -> tuple[str, list[str]]:
     """``("ok", [])`` or ``("suspect", reasons)``, each reason with what was measured and what was expected.
 
     ``trust``: the calibration of the weights (:mod:`bsafusion.trust`); without it, or where the evidence lacks what it
-    needs (nothing was aligned), limits on the expected error and the similarity take its place. ``fixed``: what kind of
-    scan the fixed image is. ``seen``: what the network takes the fixed and the moving image for, where no file says
-    what the moving one is. ``one_file``: both images are the same file.
+    needs (nothing was aligned), limits on the expected error and the similarity take its place. ``fixed``, ``moving``:
+    what kinds of scan the images are by their files. ``seen``: what the network takes them for, where no file says what
+    the moving one is. ``one_file``: both images are the same file.
     """
     limits = limits or Limits()
     measured = asdict(evidence)
@@ -112,18 +113,18 @@ def verdict(
             f"{limits.displacement_max * longer_side:.0f} px was trained for"
         )
     if evidence.folded_share > limits.folded_share:
-        reasons.append(f"the field folds in {evidence.folded_share:.2%} of the pixels")
+        reasons.append(f"the field folds in {told_share(evidence.folded_share, 2)} of the pixels")
     if evidence.outside_share > limits.outside_share:
         reasons.append(f"{evidence.outside_share:.0%} of the head lies outside the moving image")
     if evidence.cut_share > limits.cut_share:
         reasons.append(
-            f"the moving image ends at a straight line, beyond which {evidence.cut_share:.0%} of the head lies; "
+            f"the moving image ends at a straight line, beyond which {evidence.cut_share:.1%} of the head lies; "
             f"at most {limits.cut_share:.0%} may be out of view"
         )
     if fixed != Modality.MRI:
-        reasons.append(
-            f"the fixed image is a {fixed.upper()} by its file; the network knows MRI there: swap the images"
-        )
+        swap = moving in (Modality.MRI, Modality.UNKNOWN)
+        what_to_do = "swap the images" if swap else f"it was not trained to align {moving.upper()} with {fixed.upper()}"
+        reasons.append(f"the fixed image is a {fixed.upper()} by its file; the network knows MRI there: {what_to_do}")
     elif seen is not None and seen[0] != Modality.MRI and seen[1] == Modality.MRI:
         reasons.append(
             f"the network takes the fixed image for a {seen[0].upper()} and the moving one for an MRI, but was trained "
@@ -132,6 +133,12 @@ def verdict(
     if one_file:
         reasons.append("the fixed and the moving image are the same file; check the paths")
     return ("suspect" if reasons else "ok"), reasons
+
+
+def told_share(share: float, digits: int) -> str:
+    """In per cent; a small one is not said to be none."""
+    least = 10.0 ** -(digits + 2)
+    return f"less than {least:.{digits}%}" if 0 < share < least else f"{share:.{digits}%}"
 
 
 def _soft_reasons(evidence: Evidence, longer_side: int, limits: Limits) -> list[str]:
@@ -146,11 +153,11 @@ def _soft_reasons(evidence: Evidence, longer_side: int, limits: Limits) -> list[
     what, similarity = ("aligned images", after) if after is not None else ("images as given", before)
     if similarity is not None and similarity < limits.similarity_after:
         reasons.append(
-            f"the {what} have a descriptor similarity of {similarity:.2f}; at least "
-            f"{limits.similarity_after:.2f} is expected of images of one head"
+            f"the {what} have a descriptor similarity of {similarity:.3f}; at least "
+            f"{limits.similarity_after:.3f} is expected of images of one head"
         )
     if after is not None and before is not None and after < before - 0.05:
-        reasons.append(f"alignment lowered the descriptor similarity from {before:.2f} to {after:.2f}")
+        reasons.append(f"alignment lowered the descriptor similarity from {before:.3f} to {after:.3f}")
     return reasons
 
 
@@ -217,7 +224,7 @@ def describe(
         "mode": mode,
         "inputs": {"fixed": describe_input(fixed), "moving": describe_input(moving)},
         "grid": {"method": match.method, "note": match.note},
-        "alignment": {k: None if v is None else round(v, 5) for k, v in asdict(evidence).items()},
+        "alignment": {k: None if v is None else _rounded(v) for k, v in asdict(evidence).items()},
         "refinement": None if refinement is None else dict(refinement),
         "mirrored": None if disagreement is None else {"disagreement_mean": round(disagreement, 5)},
         "trust": dict(trust),
@@ -226,6 +233,11 @@ def describe(
         "versions": dict(versions),
         "use": NOT_CLINICAL,
     }
+
+
+def _rounded(value: float) -> float:
+    """To five digits after the point, or to the first that is not 0."""
+    return round(value, 5) or float(f"{value:.1g}")
 
 
 # --- overview ---

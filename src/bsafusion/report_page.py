@@ -17,7 +17,8 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from bsafusion import page
-from bsafusion.report import ALIGN_AND_FUSE, FUSE_ONLY, MODES, NOT_CLINICAL, Panel
+from bsafusion.report import ALIGN_AND_FUSE, FUSE_ONLY, MODES, NOT_CLINICAL, Panel, told_share
+from bsafusion.trust import judged_error
 
 LONGEST_SIDE = 1024
 """Pixels a side of a picture in the page: enough for the eye, small enough for an e-mail."""
@@ -47,9 +48,8 @@ def words(report: Mapping[str, Any]) -> list[Sentence]:
             ("Expected error", f"The network expects its field to be off by {error:.1f} px on average inside the head.")
         )
     if (judged := known.get("assessed_error")) is not None:
-        sentences.append(
-            ("Judged error", f"Judged from the aligned pair as a whole, the field is off by {judged:.1f} px.")
-        )
+        told = judged_error(judged, max(report["inputs"]["fixed"]["size"]))
+        sentences.append(("Judged error", f"Judged from the aligned pair as a whole, the field is off by {told}."))
     before, after = known.get("similarity_before"), known.get("similarity_after")
     if before is not None and after is not None:
         change = _change(before, after)
@@ -69,14 +69,15 @@ def words(report: Mapping[str, Any]) -> list[Sentence]:
         return sentences + _colour_words(report.get("colour"))
     mean, largest = known.get("displacement_mean"), known.get("displacement_max")
     if mean is not None and largest is not None:
-        sentences.append(
-            ("Movement", f"The moving image was moved by {mean:.1f} px on average and by {largest:.1f} px at most.")
+        text = (
+            f"Inside the head the moving image was moved by {mean:.1f} px on average and by {largest:.1f} px at most."
         )
+        sentences.append(("Movement", text))
     if (folded := known.get("folded_share")) is not None:
-        text = f"The field folds in {folded:.2%} of the pixels." if folded > 0 else "The field folds nowhere."
-        sentences.append(("Folds", text))
+        part = f"in {told_share(folded, 2)} of the pixels" if folded > 0 else "nowhere"
+        sentences.append(("Folds", f"The field folds {part}."))
     if (outside := known.get("outside_share")) is not None:
-        part = f"{outside:.1%} of the head" if outside > 0 else "No part of the head"
+        part = f"{told_share(outside, 1)} of the head".capitalize() if outside > 0 else "No part of the head"
         text = f"{part} lies outside the moving image."
         if (cut := known.get("cut_share")) is not None and cut >= 0.1:
             text += f" The moving image ends at a straight line beyond which {cut:.0%} of the head lies."
@@ -91,8 +92,8 @@ def _trust_words(report: Mapping[str, Any]) -> list[Sentence]:
     if not isinstance(trust, Mapping) or trust.get("probability_off") is None:
         return []
     text = (
-        f"The chance that the result is off by more than {trust['off_from_px']:.0f} px is put at "
-        f"{trust['probability_off']:.0%}; from {trust['suspect_from']:.0%} on it counts as suspect."
+        f"The chance that the result is off by more than {trust['off_from_px']:.3g} px is put at "
+        f"{trust['probability_off']:.1%}; from {trust['suspect_from']:.1%} on it counts as suspect."
     )
     named = (("refinement", "refinement"), ("mirrored", "mirror images"))
     if unusual := [name for key, name in named if report.get(key)]:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from torch import nn
 
+from bsafusion.models.assessment import WORST
+from bsafusion.models.bsafusion import BSAFusionCfg, working_shape
 from bsafusion.weights import CALIBRATION, WeightsError
 
 OFF = 5.0 / 256
@@ -31,9 +33,9 @@ LOGARITHMS = ("assessed_error",)
 """What is compared on a log scale: a doubling counts the same at any size."""
 
 SAID = {
-    "similarity_after": ("descriptor similarity", ".2f"),
-    "similarity_spread": ("unevenness of the descriptor similarity", ".2f"),
-    "similarity_low": ("descriptor similarity that a tenth of the head falls short of", ".2f"),
+    "similarity_after": ("descriptor similarity", ".3f"),
+    "similarity_spread": ("unevenness of the descriptor similarity", ".3f"),
+    "similarity_low": ("descriptor similarity that a tenth of the head falls short of", ".3f"),
     "expected_error": ("expected error", ".1f px"),
     "assessed_error": ("error as judged from the aligned pair", ".1f px"),
     "nonaffine_mean": ("deformation beyond an affine map", ".1f px"),
@@ -45,6 +47,13 @@ def compared(name: str, value: float, longer_side: int) -> float:
     """A number of the evidence as calibrations compare it: see :data:`LENGTHS` and :data:`LOGARITHMS`."""
     scaled = value * 256 / longer_side if name in LENGTHS else value
     return math.log(max(scaled, 0.01)) if name in LOGARITHMS else scaled
+
+
+def judged_error(pixels: float, longer_side: int) -> str:
+    """``assessed_error`` of a result of this size in words: from ``WORST`` of the working size on it tells no more."""
+    working = max(working_shape((longer_side, longer_side), BSAFusionCfg.working_side))
+    most = WORST * (longer_side - 1) / (working - 1)
+    return f"{pixels:.1f} px{' or more' if pixels > 0.999 * most else ''}"
 
 
 @dataclass(frozen=True)
@@ -115,16 +124,20 @@ class Calibration:
         against = sorted((name for name, part in parts.items() if part > 0.1), key=lambda name: -parts[name])
         facts = "; ".join(self._fact(name, evidence[name], longer_side) for name in against)
         return (
-            f"the chance that the result is off by more than {OFF * longer_side:.0f} px is put at {probability:.0%} "
-            f"(suspect from {self.threshold:.0%}){f': {facts}' if facts else ''}"
+            f"the chance that the result is off by more than {OFF * longer_side:.3g} px is put at {probability:.1%} "
+            f"(suspect from {self.threshold:.1%}){f': {facts}' if facts else ''}"
         )
 
     def _fact(self, name: str, value: float | None, longer_side: int) -> str:
         phrase, form = SAID[name]
         number, _, unit = form.partition(" ")
+        unit = f" {unit}" if unit else ""
         usual = math.exp(self.usual[name]) if name in LOGARITHMS else self.usual[name]
         usual *= longer_side / 256 if name in LENGTHS else 1
-        return f"{phrase} {value:{number}}{f' {unit}' if unit else ''} (usual: {usual:{number}})"
+        told = f"{value:{number}}{unit}"
+        if name == "assessed_error" and value is not None:
+            told = judged_error(value, longer_side)
+        return f"{phrase} {told} (usual: {usual:{number}})"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
