@@ -22,8 +22,8 @@ from bsafusion.refinement import MOST_STEPS
 from bsafusion.report_page import render, words
 from bsafusion.samples import load_samples
 from bsafusion.viewer import server
-from pairs import known_weights, pixels_of, scan, write_volume
-from test_viewer import BAD, SHAPE
+from pairs import known_model, known_weights, pixels_of, scan, write_volume
+from test_viewer import BAD, SHAPE, picture_bytes
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install playwright")
@@ -299,6 +299,7 @@ def test_a_batch_of_60_shows_the_bad_ones_first_and_sorts(
     page.wait_for_function("[...document.querySelectorAll('td img')].some((i) => i.complete && i.naturalWidth > 20)")
     page.get_by_role("button", name="case-07").click()
     page.locator("body[data-complete]").wait_for()
+    playwright.expect(page.locator("#canvas")).to_be_focused()  # the button that was pressed is hidden
     assert "too far off" in page.locator("#verdict").inner_text()
     assert page.title().startswith("SUSPECT: case-07")
     page.keyboard.press("5")
@@ -360,6 +361,90 @@ def test_slices_of_volumes_are_chosen_named_and_swapped(
     )
     page.get_by_role("button", name="swap").click()
     playwright.expect(shown).to_contain_text("mri.nii.gz on ct.nii.gz; fixed slice 1; moving slice 3", timeout=PATIENCE)
+
+
+def test_window_and_divider_follow_the_pointer(
+    new_page: Callable[..., Any], serve: Callable[..., str], tmp_path: Path
+) -> None:
+    page = new_page()
+    page.goto(serve(weights=str(known_weights(tmp_path))))
+    page.locator("#version", has_text="bsafusion").wait_for()
+    drop(page, "#stage-box", *((f"{name}.png", picture_bytes(scan(SHAPE, seed=len(name)))) for name in ("mri", "pet1")))
+    page.locator("body[data-complete]").wait_for()
+    box = page.locator("#canvas").bounding_box()
+
+    def windowed(x: float, y: float) -> list[str]:
+        """Which windows change where Shift is held and image point ``(x, y)`` is dragged."""
+        page.keyboard.press("0")
+        left, top, scale = page.evaluate("(({ left, top, scale }) => [left, top, scale])(placement(panes()[0]))")
+        at = box["x"] + left + scale * x, box["y"] + top + scale * y
+        page.keyboard.down("Shift")
+        page.mouse.move(*at)
+        page.mouse.down()
+        page.mouse.move(at[0] + 9, at[1])
+        page.mouse.up()
+        page.keyboard.up("Shift")
+        changed: list[str] = page.evaluate("Object.keys(state.windows).filter((k) => state.windows[k].width !== 1)")
+        return changed
+
+    page.keyboard.press("4")
+    slide(page, "Squares", 5)  # of 13 pixels
+    shown = [[windowed(x, y) for x in (6, 19, 32)] for y in (6, 19)]
+    assert shown == [[["fixed"], ["moving"], ["fixed"]], [["moving"], ["fixed"], ["moving"]]]
+    page.get_by_label("Compare with").select_option("fused")
+    assert windowed(19, 6) == ["fused"]
+    page.keyboard.press("5")
+    for alpha, name in ((0, "fixed"), (40, "fixed"), (60, "fused"), (100, "fused")):
+        slide(page, "Alpha", alpha)
+        assert windowed(32, 40) == [name]
+
+    page.keyboard.press("3")
+    page.keyboard.press("0")
+    for _ in range(6):
+        page.keyboard.press("+")
+    page.mouse.move(box["x"] + page.evaluate("dividerX(panes()[0])"), box["y"] + 200)
+    page.mouse.down()
+    for x in (401.0, 404.0, 407.0):
+        page.mouse.move(box["x"] + x, box["y"] + 200)
+        assert page.evaluate("dividerX(panes()[0])") == pytest.approx(x, abs=0.1)
+    page.mouse.up()
+    # What is read out: the canvas is a picture, and the values under the pointer do not interrupt.
+    assert page.get_by_role("img", name="The images").get_attribute("id") == "canvas"
+    assert page.locator("#pixel").get_attribute("aria-live") == "off"
+
+
+def test_a_result_of_aligned_images_speaks_of_no_alignment(
+    new_page: Callable[..., Any], serve: Callable[..., str], tmp_path: Path
+) -> None:
+    pair = [tmp_path / name for name in ("mri.png", "ct.png")]
+    for seed, path in enumerate(pair):
+        path.write_bytes(picture_bytes(scan(SHAPE, seed=seed)))
+    for name, aligned in (("given", True), ("moved", False)):
+        folder = fuse(*pair, model=known_model(), aligned=aligned).save(tmp_path / "out" / name)
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        (folder / "report.json").write_text(json.dumps({**report, "status": "suspect", "reasons": ["why"]}))
+    page = new_page()
+    page.goto(serve(tmp_path / "out"))
+    partner = page.locator("#partner option[value=aligned]")
+    for name, said, called in (
+        ("given", "Do not trust that the images lie on each other without", "moving, taken as aligned"),
+        ("moved", "Do not trust this alignment without", "moving, aligned"),
+    ):
+        page.get_by_role("button", name="Results").click()
+        page.get_by_role("button", name=name, exact=True).click()
+        playwright.expect(page.locator("#verdict")).to_contain_text(said, timeout=PATIENCE)
+        assert partner.text_content() == called
+
+
+def test_a_single_result_that_cannot_be_opened_does_not_stop_the_page(
+    new_page: Callable[..., Any], serve: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.json").write_text("{")
+    page = new_page()
+    page.goto(serve(tmp_path / "out"))
+    page.get_by_text("model ready").wait_for()
+    assert "out/report.json is damaged" in page.locator("#job-error").inner_text()
 
 
 def test_a_page_cannot_climb_out_of_a_result(

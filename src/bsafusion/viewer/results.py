@@ -201,7 +201,8 @@ def _alignment(folder: Path, report: Mapping[str, Any]) -> torch.Tensor:
     back = torch.from_numpy(np.linalg.inv(moving.matrix() @ match.homogeneous()) @ field.geometry.matrix())
     grid = identity_grid(field.geometry.shape, back)
     there = grid + field.displacement.double()
-    return (torch.tensordot(back[:2, :2], there, dims=1) + back[:2, 2, None, None] - grid).float()
+    aim: torch.Tensor = torch.tensordot(back[:2, :2], there, dims=1) + back[:2, 2, None, None]
+    return (aim - grid).float()
 
 
 def _stored(folder: Path, name: str) -> Layer:

@@ -84,11 +84,13 @@ function buttons(parent, name, choices) {
 }
 
 function page(name) {
+  const fromTable = $("page-results").contains(document.activeElement);
   for (const other of ["pair", "results"]) {
     $(`page-${other}`).hidden = other !== name;
     $(`tab-${other}`).setAttribute("aria-pressed", other === name);
   }
   if (name === "results") listResults();
+  else if (fromTable) $("canvas").focus(); // what was pressed is hidden now
   redraw();
 }
 
@@ -341,7 +343,9 @@ function showResult() {
   const { report, words, note, files, key, name } = state.result;
   const banner = $("verdict");
   const suspect = report.status !== "ok";
-  NAMES.aligned = report.mode === "fuse only" ? "moving, taken as aligned" : "moving, aligned";
+  const skipped = report.mode === "fuse only"; // the words are those of report_page.py
+  NAMES.aligned = skipped ? "moving, taken as aligned" : "moving, aligned";
+  $("partner").querySelector("[value=aligned]").textContent = NAMES.aligned;
   const fusedOption = $("partner").querySelector("[value=fused]");
   fusedOption.disabled = !state.layers.has("fused");
   if (fusedOption.disabled && fusedOption.selected) $("partner").value = "aligned";
@@ -349,8 +353,9 @@ function showResult() {
   banner.className = suspect ? "suspect" : "ok";
   banner.replaceChildren();
   make("strong", banner, { textContent: suspect ? `⚠ ${report.status}` : "ok" });
+  const what = skipped ? "that the images lie on each other" : suspect ? "this alignment" : "the alignment";
   make("span", banner, {
-    textContent: suspect ? "Do not trust this alignment without looking closely:" : "No check found a reason to doubt it.",
+    textContent: suspect ? `Do not trust ${what} without looking closely:` : `No check found a reason to doubt ${what}.`,
   });
   if (suspect) for (const reason of report.reasons) make("li", banner.querySelector("ul") || make("ul", banner), { textContent: reason });
   $("stage-box").classList.toggle("suspect", suspect);
@@ -596,8 +601,8 @@ async function start() {
     defaultOptions();
     if (browse) {
       await listResults();
-      if (state.rows.length === 1) await open(state.rows[0].key);
-      else page("results");
+      if (state.rows.length !== 1) page("results");
+      else await open(state.rows[0].key).catch((problem) => { $("job-error").textContent = problem.message; });
     }
     await watchModel();
   } catch (problem) {

@@ -210,6 +210,10 @@ function dividerX(pane) {
   return left + scale * size()[0] * ($("swipe").value / 100);
 }
 
+function squareSide() {
+  return Math.max(1, Math.min(...size()) / $("squares").value);
+}
+
 function drawNow() {
   const canvas = $("canvas");
   const ratio = window.devicePixelRatio || 1;
@@ -273,7 +277,7 @@ const DRAW = {
   },
   checker({ context, place, draw, partner }) {
     const [width, height] = size();
-    const side = Math.max(1, Math.min(width, height) / $("squares").value);
+    const side = squareSide();
     draw(picture("fixed"));
     context.save();
     context.beginPath();
@@ -370,11 +374,17 @@ function zoomBy(factor, at) {
   redraw();
 }
 
-function windowOf(pane, x) {
+// The image that is seen at a point; where both are, the one that is seen more.
+function windowOf(pane, x, y) {
   if (WINDOW_OF[pane.shows]) return WINDOW_OF[pane.shows];
-  const partner = WINDOW_OF[$("partner").value];
-  if (pane.shows === "swipe") return x < dividerX(pane) ? "fixed" : partner;
-  return pane.shows === "blink" && state.blink ? partner : "fixed";
+  const squares = imagePoint(pane, x, y).map((value) => Math.floor(value / squareSide()));
+  const showsPartner = {
+    swipe: x >= dividerX(pane),
+    checker: (squares[0] + squares[1]) % 2 !== 0,
+    blend: $("alpha").value > 50,
+    blink: state.blink,
+  };
+  return showsPartner[pane.shows] ? WINDOW_OF[$("partner").value] : "fixed";
 }
 
 function listenToPointer() {
@@ -392,7 +402,7 @@ function listenToPointer() {
     const windowing = event.button === 2 || event.shiftKey || state.drag === "window";
     const onDivider = state.view === "swipe" && Math.abs(event.offsetX - dividerX(pane)) < 10;
     const kind = onDivider ? "divider" : windowing ? "window" : "move";
-    grip = { kind, pane, window: windowOf(pane, event.offsetX), x: event.offsetX, y: event.offsetY };
+    grip = { kind, pane, window: windowOf(pane, event.offsetX, event.offsetY), x: event.offsetX, y: event.offsetY };
   });
   canvas.addEventListener("pointermove", (event) => {
     if (!state.result) return;
