@@ -224,7 +224,7 @@ def describe(
         "mode": mode,
         "inputs": {"fixed": describe_input(fixed), "moving": describe_input(moving)},
         "grid": {"method": match.method, "note": match.note},
-        "alignment": {k: None if v is None else _rounded(v) for k, v in asdict(evidence).items()},
+        "alignment": {k: None if v is None else _rounded(k, v) for k, v in asdict(evidence).items()},
         "refinement": None if refinement is None else dict(refinement),
         "mirrored": None if disagreement is None else {"disagreement_mean": round(disagreement, 5)},
         "trust": dict(trust),
@@ -235,9 +235,9 @@ def describe(
     }
 
 
-def _rounded(value: float) -> float:
-    """To five digits after the point, or to the first that is not 0."""
-    return round(value, 5) or float(f"{value:.1g}")
+def _rounded(name: str, value: float) -> float:
+    """To five digits after the point; a share, which is counted, to the first that is not 0 rather than to 0."""
+    return round(value, 5) or (float(f"{value:.1g}") if name.endswith("_share") else 0.0)
 
 
 # --- overview ---
