@@ -36,6 +36,8 @@ def main() -> None:
     found: dict[str, dict[str, dict[str, float]]] = {}
     wins: dict[str, dict[str, int]] = {}
     for task in TASKS:
+        if not data.indices(task):
+            continue
         rows: dict[str, list[list[float]]] = {}
         for index in data.indices(task):
             pictures = data.pictures([index])[:2]

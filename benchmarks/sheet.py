@@ -49,6 +49,8 @@ def main() -> None:
     lines = []
     for task in TASKS:
         indices = data.indices(task)
+        if not indices:
+            continue
         rows = {index: row(model, data, index) for index in indices}
         worst = min(rows, key=lambda index: rows[index][0])
         others = [i for i in indices if i != worst]

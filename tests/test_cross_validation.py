@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,43 @@ def test_too_few_folds_or_cases_are_refused(count: int) -> None:
     pairs = [pair("ct-mri", "a"), pair("ct-mri", "b")]
     with pytest.raises(DatasetError, match=f"{count} folds of 2 cases in ct-mri"):
         case_folds(pairs, count)
+
+
+@pytest.fixture(scope="module")
+def pairs_csv(pairs_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those pairs as slices of three patients, each of whom has slices in ``train``."""
+    folder = tmp_path_factory.mktemp("patients")
+    shutil.copytree(pairs_csv.parent, folder, dirs_exist_ok=True)
+    path = folder / "pairs.csv"
+    text = path.read_text()
+    for index, case in enumerate("aabbccab"):
+        text = text.replace(f",case{index},", f",{case},")
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ct-mri,6,val,a": "ct-mri,6,val,d"}, "ct-mri 6 is of case d, of which no pair is in split 'train'"),
+        (
+            {"ct-mri,2,train": "ct-mri,2,other", "ct-mri,4,train": "ct-mri,4,other"},
+            "without the cases of fold-. no ct-mri pair is left to train on, but 6 is tested there",
+        ),
+    ],
+)
+def test_networks_that_would_not_be_what_their_names_say_are_refused(
+    changes: dict[str, str], message: str, pairs_csv: Path, tmp_path: Path, training_cfg: BSAFusionCfg
+) -> None:
+    text = pairs_csv.read_text()
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    changed = pairs_csv.with_name("changed.csv")
+    changed.write_text(text)
+    with pytest.raises(EvaluationError, match=message):
+        train_folds(changed, tmp_path, 2, cfg=CFG, model_cfg=training_cfg)
+    assert not (tmp_path / "folds").exists()
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +158,7 @@ def test_each_pair_comes_from_the_network_that_does_not_know_its_patient(
 
     monkeypatch.setattr(cross_validation, "open_method", numbered)
     benchmark = Benchmark(pairs_csv, EvaluationCfg(side=SIDE, suites=("paper",), draws=1, fusions=()))
-    predict_folds(benchmark, tmp_path, Folds(paths[0], (paths[1], paths[2]), {"case6": 1, "case7": 0}))
+    predict_folds(benchmark, tmp_path, Folds(paths[0], (paths[1], paths[2]), {"a": 1, "b": 0}))
     for case in benchmark.cases(1):
         told = {name: read_fields(tmp_path / "predictions" / name / case.folder)[0].flat[0] for name in METHODS}
         assert told == {SAME: 0, NEW: {"6": 2, "7": 1}[case.id]}

@@ -633,7 +633,22 @@ def test_the_misalignment_families_have_their_shares(train: PairSet) -> None:
     assert 20 < int(rigid.sum()) < 44
 
 
-@pytest.mark.parametrize("misalignments", [(), (("elastic", 1.0),)])
+def test_whole_numbers_are_shares_too(pairs_csv: Path) -> None:
+    mix = Mix(misalignments=(("rigid", 1),), tasks=(1, 1, 0))
+    data = PairSet(read_pairs(pairs_csv), side=64)
+    batch = draw_batch(data, 2, mix, torch.Generator().manual_seed(0), device=torch.device("cpu"))
+    assert len(batch.fixed) == 2
+
+
+@pytest.mark.parametrize("tasks", [(1.0, 1.0), (1.0, -1.0, 1.0), (0.0, 0.0, 0.0), (1.0, math.nan, 1.0)])
+def test_shares_of_tasks_that_are_none_are_refused(tasks: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="expected a share for each of ct-mri"):
+        Mix(tasks=tasks)
+
+
+@pytest.mark.parametrize(
+    "misalignments", [(), (("elastic", 1.0),), (("paper", -1.0), ("rigid", 2.0)), (("paper", math.nan),)]
+)
 def test_an_unknown_mix_is_refused(misalignments: tuple[tuple[str, float], ...]) -> None:
     with pytest.raises(ValueError, match="expected paper, rigid, large"):
         Mix(misalignments=misalignments)

@@ -325,3 +325,9 @@ def test_confusion_without_a_judge_is_refused_unless_it_does_not_count() -> None
     ce1, ce2 = losses.modality_losses(silent, modality, modality + 1, confuse=False)
     assert float(ce1) == pytest.approx(math.log(4))
     assert float(ce2) == 0
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_a_weight_that_would_switch_a_term_off_by_mistake_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=r"weight field .*: expected 0"):
+        LossWeights(field=value)

@@ -29,6 +29,11 @@ def test_settings_reach_nested_options_and_leave_the_rest() -> None:
     assert model.alignment == default().alignment
 
 
+def test_a_preset_is_no_option() -> None:
+    with pytest.raises(ValueError, match="a preset is more than its name; choose it with --preset"):
+        changed("model.preset=paper")
+
+
 def test_the_configs_that_came_in_are_left_alone() -> None:
     training, model = TrainingCfg(), paper()
     with_options(training, model, ["training.seed=9", "model.working_side=129"])
@@ -125,6 +130,6 @@ def test_every_option_of_both_configs_can_be_named() -> None:
             named += paths(value, f"{prefix}.{name}") if group else [f"{prefix}.{name}"]
         return named
 
-    for path in paths(TrainingCfg(), "training") + paths(default(), "model"):
+    for path in {*paths(TrainingCfg(), "training"), *paths(default(), "model")} - {"model.preset"}:
         with pytest.raises(ValueError, match="kind"):
             changed(f"{path}=null")

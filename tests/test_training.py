@@ -20,12 +20,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from torch import Tensor, nn
 
 from bsafusion import fusion_losses, losses, weights
-from bsafusion.datasets import MISALIGNMENTS, Misalignment, Mix, PairSet, draw_batch, read_pairs, validation_batch
+from bsafusion.datasets import (
+    MISALIGNMENTS,
+    DatasetError,
+    Misalignment,
+    Mix,
+    PairSet,
+    draw_batch,
+    read_pairs,
+    validation_batch,
+)
 from bsafusion.losses import LossWeights
 from bsafusion.metrics import endpoint_error
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg
@@ -671,13 +681,56 @@ def test_a_checkpoint_is_written_whole(
     before = path.read_bytes()
 
     def full(*_: Any, **__: Any) -> None:
-        raise OSError("no space left")
+        raise SafetensorError("no space left")
 
-    monkeypatch.setattr("bsafusion.training.save_file", full)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match=r"cannot be written \(no space left\); check the disk"):
         save_checkpoint(path, model, optimizer, {"step": 2})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_another_run_s_best_weights_are_not_this_one_s(
+    finished: Finished, pairs_csv: Path, tmp_path: Path, training_cfg: BSAFusionCfg
+) -> None:
+    for ending in (".safetensors", ".json"):
+        shutil.copyfile((finished[0] / "last").with_suffix(ending), (tmp_path / "best").with_suffix(ending))
+    result = train(pairs_csv, tmp_path, model_cfg=training_cfg, cfg=replace(SHORT, validate_every=100), until=1)
+    assert result == tmp_path / "last.safetensors"
+    assert not list(tmp_path.glob("best.*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"until": 0}, "until step 0: expected at least 1"), ({"minutes": math.nan}, "nan minutes: expected 0 or more")],
+)
+def test_an_end_that_makes_no_sense_is_refused(
+    options: dict[str, Any], message: str, pairs_csv: Path, tmp_path: Path, training_cfg: BSAFusionCfg
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(pairs_csv, tmp_path, model_cfg=training_cfg, cfg=SHORT, **options)
+
+
+def test_a_run_does_not_replace_the_weights_that_it_starts_from(
+    finished: Finished, pairs_csv: Path, tmp_path: Path, training_cfg: BSAFusionCfg
+) -> None:
+    for ending in (".safetensors", ".json"):
+        shutil.copyfile((finished[0] / "last").with_suffix(ending), (tmp_path / "last").with_suffix(ending))
+    with pytest.raises(ValueError, match=r"last\.safetensors lies in .*; choose another folder"):
+        train(pairs_csv, tmp_path, model_cfg=training_cfg, cfg=SHORT, init=str(tmp_path / "last.safetensors"))
+
+
+def test_pairs_of_other_splits_are_told_and_a_run_without_training_pairs_is_refused(
+    pairs_csv: Path, tmp_path: Path, training_cfg: BSAFusionCfg
+) -> None:
+    path = pairs_csv.with_name("other_splits.csv")
+    path.write_text(pairs_csv.read_text().replace(",val,", ",validation,"))
+    told: list[str] = []
+    train(path, tmp_path / "a", model_cfg=training_cfg, cfg=replace(SHORT, steps=1), on_note=told.append)
+    assert told == ["pairs that are neither 'train' nor 'val' are left out: 2 of split 'validation'"]
+    path.write_text(pairs_csv.read_text().replace(",train,", ",Train,"))
+    with pytest.raises(DatasetError, match="no pairs in split 'train'; check the split column"):
+        train(path, tmp_path / "b", model_cfg=training_cfg, cfg=SHORT)
 
 
 # --- several processes ----------------------------------------------------------------------------

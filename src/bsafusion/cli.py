@@ -516,6 +516,7 @@ def _predict_folds(
         *(benchmark.path, out, folds),
         cfg=cfg,
         model_cfg=model_cfg,
+        split=benchmark.cfg.split,
         device=device,
         on_step=lambda run, _step, _figures: advance(f"training {run}"),
     )

@@ -42,17 +42,20 @@ def train_folds(
     *,
     cfg: TrainingCfg,
     model_cfg: BSAFusionCfg,
+    split: str = "val",
     device: str = "cpu",
     on_step: OnStep | None = None,
 ) -> Folds:
     """Train ``count + 1`` networks alike, below ``out/folds``; runs that are there are resumed.
 
     Args:
+        split: whose pairs will be aligned.
         on_step: called after every step with the run's name, the step and its figures.
 
     Raises:
-        EvaluationError: pairs without a case, or ``out/folds`` holds another number of folds or folds of other pairs,
-            whose networks have seen patients that they would be tested on.
+        EvaluationError: pairs without a case, a pair whose patient has none in ``train``, a fold that leaves none of a
+            task to train on that it would be tested on, or ``out/folds`` holds another number of folds or folds of
+            other pairs, whose networks have seen patients that they would be tested on.
         ValueError: fewer cases than folds in a task, or what ``training.train`` raises.
     """
     everything = read_pairs(pairs)
@@ -60,11 +63,12 @@ def train_folds(
     if nameless is not None:
         raise EvaluationError(f"{pairs}: {nameless.task} {nameless.id} has no case; name the patient in column case")
     of_case = case_folds(everything, count)
-    claim_folder(out / "folds", {"folds": count, "pairs_sha256": pairs_sha256(everything)})
     training = [pair for pair in everything if pair.split == "train"]
     runs = {"slices": training}
     for fold in range(count):
         runs[f"fold-{fold + 1}"] = [pair for pair in training if of_case[pair.case] != fold]
+    _check_patients(pairs, [pair for pair in everything if pair.split == split], runs, of_case)
+    claim_folder(out / "folds", {"folds": count, "pairs_sha256": pairs_sha256(everything)})
     weights = {}
     for name, members in runs.items():
         folder = out / "folds" / name
@@ -78,6 +82,25 @@ def train_folds(
         weights[name] = train(folder / "pairs.csv", folder, model_cfg=model_cfg, cfg=cfg, device=device, on_step=show)
     slices, *folds = weights.values()
     return Folds(slices, tuple(folds), of_case)
+
+
+def _check_patients(
+    path: Path, tested: Sequence[Pair], runs: Mapping[str, Sequence[Pair]], of_case: Mapping[str, int]
+) -> None:
+    """Raise where a network would not be what its name says: one that saw the patient, one that knows the task."""
+    known = {pair.case for pair in runs["slices"]}
+    for pair in tested:
+        if pair.case not in known:
+            raise EvaluationError(
+                f"{path}: {pair.task} {pair.id} is of case {pair.case}, of which no pair is in split 'train', so no "
+                f"network would be one of {SAME}; expected a split of slices, with every patient in 'train'"
+            )
+        name = f"fold-{of_case[pair.case] + 1}"
+        if not any(member.task == pair.task for member in runs[name]):
+            raise EvaluationError(
+                f"{path}: without the cases of {name} no {pair.task} pair is left to train on, but {pair.id} is tested "
+                "there; expected training pairs of each task from more patients; add some, or take more folds"
+            )
 
 
 def _write_pairs(path: Path, pairs: Sequence[Pair]) -> None:

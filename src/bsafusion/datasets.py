@@ -418,23 +418,29 @@ class Mix:
 
     def __post_init__(self) -> None:
         unknown = [name for name, _ in self.misalignments if name not in MISALIGNMENTS]
-        if unknown or sum(share for _, share in self.misalignments) <= 0:
+        if unknown or not _are_shares([share for _, share in self.misalignments]):
             raise ValueError(
                 f"misalignments {self.misalignments}: expected {', '.join(MISALIGNMENTS)}, "
-                "at least one with a share above 0"
+                "at least one with a share above 0, none below"
             )
-        if len(self.tasks) != len(TASKS) or min(self.tasks) < 0:
-            raise ValueError(f"tasks {self.tasks}: expected a share for each of {', '.join(TASKS)}, none below 0")
+        if len(self.tasks) != len(TASKS) or not _are_shares(self.tasks):
+            raise ValueError(
+                f"tasks {self.tasks}: expected a share for each of {', '.join(TASKS)}, at least one above 0, none below"
+            )
         for name in [f.name for f in fields(self) if f.type == "float"]:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 0 to 1")
+
+
+def _are_shares(values: Sequence[float]) -> bool:
+    return all(0 <= value < math.inf for value in values) and sum(values) > 0
 
 
 def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *, device: torch.device) -> Batch:
     """One training batch; ``generator`` lives on ``device``."""
     cpu = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=device).item()))
     tasks = [data.indices(t) for t in TASKS]
-    shares = torch.tensor([share if there else 0.0 for share, there in zip(mix.tasks, tasks, strict=True)])
+    shares = torch.tensor([share if there else 0.0 for share, there in zip(mix.tasks, tasks, strict=True)]).float()
     if not bool(shares.any()):
         raise ValueError(f"tasks {mix.tasks}: the pairs at hand are of tasks that are never drawn; change the shares")
     task = torch.multinomial(shares, size, replacement=True, generator=cpu).tolist()
@@ -495,7 +501,7 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
     flip = (uniform(size) < 0.5).view(-1, 1, 1, 1)
     fixed, moving, mask = (torch.where(flip, t.flip(-1), t) for t in (fixed, moving, mask))
     names, odds = zip(*mix.misalignments, strict=True)
-    family = torch.multinomial(torch.tensor(odds), size, replacement=True, generator=cpu)
+    family = torch.multinomial(torch.tensor(odds).float(), size, replacement=True, generator=cpu)
     known = torch.empty(size, 2, *shape, device=device)
     for index, name in enumerate(names):
         members = (family == index).nonzero().flatten().to(device)

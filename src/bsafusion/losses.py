@@ -7,6 +7,7 @@ fields out of the middle grid is right where ``x_moving + p(x_moving) = x_fixed`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -43,6 +44,11 @@ class LossWeights:
     match: float = 0.5  # cross-entropy of what the steps compare against the known partner
     error: float = 0.1  # likelihood of the expected-error map
     assessment: float = 1.0  # the error that the assessment says, against the actual one
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if not 0 <= getattr(self, f.name) < math.inf:
+                raise ValueError(f"weight {f.name} {getattr(self, f.name)}: expected 0 (off) or more")
 
     @classmethod
     def published(cls) -> LossWeights:

@@ -25,6 +25,8 @@ def with_options(training: TrainingCfg, model: BSAFusionCfg, settings: list[str]
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text  # a bare word is a string
+        if path == "model.preset":
+            raise ValueError(f"--set {setting!r}: a preset is more than its name; choose it with --preset")
         if owner == "training":
             training = _replaced(training, rest.split("."), _frozen(value), setting)
         else:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +22,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bsafusion import cuda, datasets, fusion_losses, losses, weights
@@ -421,11 +421,11 @@ def picture_grid(model: BSAFusion, data: PairSet, *, device: torch.device, rows:
 
 def save_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimizer, memory: dict[str, Any]) -> None:
     """Weights, moments and ``memory`` (JSON) in one safetensors file, written whole."""
-    tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": v.detach().cpu().contiguous() for k, v in state.items()}
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
     with write_whole(path) as aside:
-        save_file(tensors, aside, metadata={"memory": json.dumps(memory)})
+        weights.write_tensors(aside, tensors, metadata={"memory": json.dumps(memory)})
 
 
 def _open_checkpoint(path: Path) -> Any:
@@ -530,15 +530,16 @@ def train(
             tensorboard events.
         init: weights to start from.
         on_step: called after every step with the step's number and its figures (on CUDA the latest that were read).
-        on_note: told which layers ``init`` does not fill, if there are any.
-        until: stop (with a checkpoint) after this step; the schedule still runs to ``cfg.steps``.
+        on_note: told which layers ``init`` does not fill and how many pairs are of other splits, if there are any.
+        until: stop (with a checkpoint) after this step, at least 1; the schedule still runs to ``cfg.steps``.
         minutes: stop likewise, at the end of the step in which they are over.
 
     Returns:
         The path of the best weights, or of the last ones where there is no validation split.
 
     Raises:
-        ValueError: the run found in ``out`` has other options or saw other data, or ``init`` is of another preset.
+        ValueError: the run found in ``out`` has other options or saw other data, ``init`` is of another preset or one
+            of its own results, or there is no pair to train on.
         FloatingPointError: the loss is not finite any more.
     """
     cfg, model_cfg = cfg or TrainingCfg(), model_cfg or PRESETS["default"]()
@@ -546,6 +547,12 @@ def train(
         raise ValueError(
             f"side {cfg.side} is not near working_side {model_cfg.working_side}; train at the working size"
         )
+    if until is not None and until < 1:
+        raise ValueError(f"until step {until}: expected at least 1")
+    if init and Path(init).resolve() in ((out / f"{name}.safetensors").resolve() for name in ("best", "last")):
+        raise ValueError(f"init {init} lies in {out}, whose weights the run replaces; choose another folder for it")
+    if minutes is not None and not minutes >= 0:
+        raise ValueError(f"{minutes} minutes: expected 0 or more")
     where, started = cuda.device_of_process(device, os.environ.get("LOCAL_RANK")), time.perf_counter()
     if where.type == "cuda":
         torch.cuda.set_device(where)  # for what takes the current one: NCCL, recording
@@ -566,7 +573,11 @@ def train(
         optimizer: torch.optim.Optimizer = method(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay)
         objective = Objective(model, cfg)
         everything = datasets.read_pairs(pairs)
-        data = PairSet([p for p in everything if p.split == "train"], side=cfg.side).to(where)
+        others = Counter(p.split for p in everything if p.split not in ("train", "val"))
+        if others and on_note:
+            counts = ", ".join(f"{count} of split {name!r}" for name, count in others.items())
+            on_note(f"pairs that are neither 'train' nor 'val' are left out: {counts}")
+        data = PairSet(datasets.read_pairs(pairs, split="train"), side=cfg.side).to(where)
         held_out = [p for p in everything if p.split == "val"]
         val = PairSet(held_out, side=cfg.side).to(where) if held_out else None
 
@@ -579,6 +590,9 @@ def train(
             _check_same_run(out, memory, options, seen)
             load_checkpoint(checkpoint, model, optimizer)
             step, best, objective.mu = memory["step"], memory["best"], memory["mu"]
+        elif rank == 0:  # an earlier run's best weights are not this one's
+            for ending in (".safetensors", ".json"):
+                (out / f"best{ending}").unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         board = _Board(out, step) if rank == 0 else None
 

@@ -128,16 +128,25 @@ def load(name_or_path: str = DEFAULT, *, device: str = "cpu") -> tuple[BSAFusion
     return model.eval().to(device), record
 
 
-def save(folder: Path, name: str, state: Mapping[str, Tensor], **card: Any) -> WeightsRecord:
-    """Write ``NAME.safetensors`` and its record into ``folder``, each whole or not at all."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file. Raises :class:`OSError` where it cannot be written."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path.parent}: weights cannot be written ({error}); check the disk") from error
+
+
+def save(folder: Path, name: str, state: Mapping[str, Tensor], **card: Any) -> WeightsRecord:
+    """Write ``NAME.safetensors`` and its record into ``folder``, each whole or not at all."""
     from bsafusion.io import write_whole
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
     with write_whole(path.with_suffix(".json")) as card_aside, write_whole(path) as aside:
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, aside)
+        write_tensors(aside, state)
         aside.chmod(0o644)  # safetensors makes it readable by its owner alone
         record = WeightsRecord(name=name, file=path.name, sha256=file_sha256(aside), **card)
         card_aside.write_text(record.to_json(), encoding="utf-8")
