@@ -275,6 +275,18 @@ def test_the_jacobian_of_an_affine_map_is_its_determinant(dimensions: int, seed:
     np.testing.assert_allclose(determinant, np.linalg.det(matrix), atol=1e-9)
 
 
+def test_an_axis_of_one_voxel_does_not_change_volume() -> None:
+    both = torch.tensor([[[1.0, 0, 0, 0], [0, 1.5, 0, 0], [0, 0, 0.8, 0]]], dtype=torch.float64)
+    determinant = jacobian_determinant(affine_field(both, shape=(1, 7, 6)))
+    torch.testing.assert_close(determinant, torch.full((1, 1, 7, 6), 1.2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_fields_of_half_precision_keep_their_place(kind: torch.dtype) -> None:
+    image = torch.arange(512.0).expand(1, 1, 64, 512)
+    torch.testing.assert_close(warp(image, torch.zeros(1, 2, 64, 512, dtype=kind)), image, rtol=0, atol=1e-3)
+
+
 def test_an_affine_map_keeps_the_centre_and_adds_its_translation() -> None:
     matrix = torch.tensor([[[0.0, -1.0, 2.0], [1.0, 0.0, -3.0]]], dtype=torch.float64)
     field = affine_field(matrix, shape=(5, 9))

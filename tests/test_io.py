@@ -717,6 +717,19 @@ def test_dicom_modality_can_be_overruled(tmp_path: Path) -> None:
         assert read_image(tmp_path / "m.dcm").modality is expected
 
 
+def test_dicom_palette_of_8_bits_in_words_of_16_is_an_8_bit_picture(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(DICOM_FILES / "examples_palette.dcm")
+    for colour in ("Red", "Green", "Blue"):
+        table = np.frombuffer(dataset[f"{colour}PaletteColorLookupTableData"].value, "<u2")
+        entries, first, _ = dataset[f"{colour}PaletteColorLookupTableDescriptor"].value
+        dataset[f"{colour}PaletteColorLookupTableData"].value = (table >> 8).astype("<u2").tobytes()
+        dataset[f"{colour}PaletteColorLookupTableDescriptor"].value = [entries, first, 8]
+    dataset.save_as(tmp_path / "p.dcm")
+    image, wide = read_image(tmp_path / "p.dcm"), read_image(DICOM_FILES / "examples_palette.dcm")
+    assert (image.dtype, wide.dtype) == ("uint8", "uint16")
+    np.testing.assert_array_equal(image.array, wide.array.astype(np.int64) >> 8)
+
+
 def test_dicom_without_its_preamble_or_suffix(tmp_path: Path) -> None:
     expected = read_image(DICOM_FILES / "MR_small.dcm").array
     shutil.copy(DICOM_FILES / "MR_small.dcm", tmp_path / "IM0001")

@@ -69,6 +69,13 @@ def millimetres(shape: tuple[int, int], spacing: tuple[float, float] = (1.0, 1.0
     return Geometry(shape, spacing, (0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)), plane="axial")
 
 
+def test_a_volume_is_no_slice() -> None:
+    grid = Geometry((40, 40, 40), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(map(tuple, np.eye(3))))
+    volume = Image(np.random.default_rng(0).random((1, 40, 40, 40), np.float32), grid)
+    with pytest.raises(ImageError, match=r"fixed image .*: a volume of shape \(40, 40, 40\); expected a 2-D slice"):
+        read_input(volume, "fixed")
+
+
 # --- what a result is ---
 
 

@@ -166,6 +166,19 @@ def test_overlap_decides_at_a_quarter() -> None:
 
     assert shifted(55) == "physical"
     assert shifted(65) == "physical spacing, centred"
+    # 80 x 64 mm: 60 and 15 to the side leave a quarter of the one axis and 49 / 64 of the other, 19 %.
+    corner = dataclasses.replace(AXIAL, origin=(20.0, -17.0))
+    assert "only 19%" in match_grids(AXIAL, corner).note
+    touching = dataclasses.replace(AXIAL, origin=(40.0, -32.0))
+    assert "only 0%" in match_grids(AXIAL, touching).note
+
+
+def test_a_volume_of_one_slice_is_carried() -> None:
+    grid = Geometry((1, 40, 40), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(map(tuple, np.eye(3))))
+    thick = dataclasses.replace(grid, shape=(6, 40, 40))
+    array = np.random.default_rng(0).random((1, 6, 40, 40), np.float32)
+    carried = apply_field(DeformationField(torch.zeros(3, 1, 40, 40), grid), Image(array, thick))
+    np.testing.assert_allclose(carried, array[:, :1], atol=1e-5)
 
 
 @pytest.mark.parametrize(("shape", "scale"), [((128, 160), 0.5), ((32, 40), 2.0), ((64, 160), 0.5), ((64, 64), 1.0)])

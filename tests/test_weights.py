@@ -109,10 +109,28 @@ def test_a_file_without_its_record_is_refused(saved: Path) -> None:
         load(str(saved))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"name": "mine", "tasks": []}', "\xff"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "[" * 100_000, '{"name": "mine", "tasks": []}', "\xff"])
 def test_what_is_no_record_is_refused(content: str, saved: Path) -> None:
     saved.with_suffix(".json").write_bytes(content.encode("latin-1"))
     with pytest.raises(WeightsError, match=r"mine\.json: not a weights record"):
+        load(str(saved))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sha256": None}, "not a weights record"),
+        ({"config": []}, "not a weights record"),
+        ({"config": {"encoder": None}}, "does not fit"),
+        ({"config": {"working_side": 0}}, "does not fit .*working_side 0: expected a whole number"),
+        ({"config": {"working_side": "x"}}, "does not fit"),
+    ],
+)
+def test_a_damaged_record_is_refused(change: dict[str, Any], message: str, model: BSAFusion, saved: Path) -> None:
+    if isinstance(change.get("config"), dict):
+        change = {"config": {**model.cfg.to_dict(), **change["config"]}}
+    rewrite(saved.with_suffix(".json"), **change)
+    with pytest.raises(WeightsError, match=message):
         load(str(saved))
 
 

@@ -69,8 +69,8 @@ def sample(image: Tensor, points: Tensor, *, mode: Mode = "bilinear", padding: P
     grid = torch.stack(unit, dim=-1)
     if image.device.type == "mps" and padding == "border":  # which older versions of torch lack there
         grid, padding = grid.clamp(-1, 1), "zeros"
-    # In half precision coordinates would be off by pixels, so both are brought to the wider type.
-    wide = torch.promote_types(image.dtype, grid.dtype)
+    # In half precision coordinates would be off by pixels.
+    wide = torch.promote_types(torch.promote_types(image.dtype, grid.dtype), torch.float32)
     values = F.grid_sample(image.to(wide), grid.to(wide), mode=mode, padding_mode=padding, align_corners=True)
     return values.to(image.dtype)
 
@@ -91,6 +91,7 @@ def warp(image: Tensor, displacement: Tensor, *, mode: Mode = "bilinear", paddin
         ValueError: the shapes do not belong together.
     """
     shape = _check_field(displacement)
+    displacement = displacement.to(torch.promote_types(displacement.dtype, torch.float32))
     return sample(image, identity_grid(shape, displacement) + displacement, mode=mode, padding=padding)
 
 
@@ -175,7 +176,10 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
     """
     shape = _check_field(displacement)
     dimensions = len(shape)
-    columns = torch.gradient(displacement, dim=tuple(range(2, 2 + dimensions)))
+    columns = [  # along an axis of one voxel nothing changes
+        torch.gradient(displacement, dim=axis)[0] if displacement.shape[axis] > 1 else torch.zeros_like(displacement)
+        for axis in range(2, 2 + dimensions)
+    ]
     jacobian = torch.stack(columns, dim=-1).movedim(1, -2)  # B *S D(component) D(axis)
     identity = torch.eye(dimensions, dtype=displacement.dtype, device=displacement.device)
     determinant: Tensor = torch.linalg.det(jacobian + identity)

@@ -789,6 +789,8 @@ def _dicom_array(dataset: pydicom.Dataset, labels: bool) -> tuple[NDArray[Any], 
     meta: dict[str, str | float] = {}
     if photometric == "PALETTE COLOR" and not labels:
         raw = apply_color_lut(raw, dataset)[..., :3]
+        if dataset.RedPaletteColorLookupTableDescriptor[2] == 8 and raw.max() <= 255:
+            raw = raw.astype(np.uint8)  # entries of 8 bits may be stored in words of 16
     if raw.ndim == 3:
         return np.moveaxis(raw, -1, 0), raw.dtype.name, meta
     array = apply_modality_lut(raw, dataset)

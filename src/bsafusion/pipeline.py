@@ -353,6 +353,8 @@ def read_input(image: str | Path | Image, role: Literal["fixed", "moving"], *, s
             image = read_image(image, slice_index=slice_index)
         except ImageError as error:
             raise ImageError(f"{role} image: {error}") from error
+    if len(image.geometry.shape) != 2:
+        raise ImageError(f"{role} image {image.source}: a volume of shape {image.geometry.shape}; expected a 2-D slice")
     return image if role == "moving" or image.modality != Modality.UNKNOWN else replace(image, modality=Modality.MRI)
 
 

@@ -174,7 +174,7 @@ def _same_grid(fixed: Geometry, moving: Geometry) -> bool:
 def _overlap(fixed: Geometry, moving: Geometry) -> float:
     """The share of the smaller frame that lies inside the other, on a raster of sample points."""
     small, large = sorted((fixed, moving), key=lambda grid: math.prod(grid.shape) * math.prod(grid.spacing))
-    axes = [np.linspace(-0.5, size - 0.5, 17) for size in small.shape]
+    axes = [(np.arange(64) + 0.5) / 64 * size - 0.5 for size in small.shape]  # the middles of as many parts
     index = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     inside = _inside(large.physical_to_index(small.index_to_physical(index)), large.shape)
     return float(inside.mean())
@@ -289,7 +289,8 @@ def _antialias_sigmas(points: NDArray[np.float64]) -> list[float]:
     """
     sigmas = []
     for component in points:
-        steps = np.stack(np.gradient(component))
+        along = tuple(axis for axis, size in enumerate(component.shape) if size > 1)
+        steps = np.stack([np.gradient(component, axis=axis) for axis in along])
         scale = float(np.median(np.sqrt((steps**2).sum(axis=0))))
         sigmas.append(0.5 * math.sqrt(max(scale**2 - 1.0, 0.0)))
     return sigmas

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from bsafusion.image import Image, ImageError
 from bsafusion.io import PathLike, read_csv, read_image, write_csv, write_json
 from bsafusion.metrics import ALL_METRICS, DIRECTIONS, PAPER_METRICS, fusion_metrics
-from bsafusion.preprocessing import fit_intensity, match_grids, white_level
+from bsafusion.preprocessing import fit_intensity, match_grids, slices_apart, white_level
 
 Array = NDArray[np.float64]
 Role = Literal["fixed", "moving", "fused"]
@@ -192,7 +192,11 @@ def score_one(
     given: dict[Role, PathLike | Image] = {"fixed": fixed, "moving": moving, "fused": fused}
     images = {role: _read(image, role, (slices or {}).get(role)) for role, image in given.items()}
     for role in ("moving", "fused"):
-        _check_grid(images[role], role, images["fixed"])
+        _check_size(images[role], role, images["fixed"])
+    # A picture has no place, but the two others may have.
+    pairs: tuple[tuple[Role, Role], ...] = (("moving", "fixed"), ("fused", "fixed"), ("fused", "moving"))
+    for role, other in pairs:
+        _check_place(images[role], role, images[other], other)
     levels = {role: grey_levels(image) for role, image in images.items()}
     values = fusion_metrics(levels["fixed"][0], levels["moving"][0], levels["fused"][0], cfg.names)
     return Score(values, {role: rule for role, (_, rule) in levels.items()})
@@ -207,21 +211,26 @@ def _read(image: PathLike | Image, role: Role, slice_index: int | None) -> Image
         raise ImageError(f"{role} image: {error}") from error
 
 
-def _check_grid(image: Image, role: str, fixed: Image) -> None:
+def _check_size(image: Image, role: str, fixed: Image) -> None:
     (height, width), (fixed_height, fixed_width) = image.array.shape[1:], fixed.array.shape[1:]
     if (height, width) != (fixed_height, fixed_width):
         raise ScoringError(
             f"{role} image {image.source} is {width} x {height} pixels, fixed image {fixed.source} "
             f"{fixed_width} x {fixed_height}; expected one size; {_HINTS[role]}"
         )
-    # Two scans of one size may lie in different places, or mirrored: both files must say so to be sure.
-    if image.geometry.positioned and fixed.geometry.positioned:
-        method = match_grids(fixed.geometry, image.geometry).method
-        if method != "same grid":
-            raise ScoringError(
-                f"{role} image {image.source} and fixed image {fixed.source} are of one size but lie in different "
-                f"places by their headers; expected one grid; {_HINTS[role]}"
-            )
+
+
+def _check_place(image: Image, role: str, other: Image, other_role: str) -> None:
+    """Two scans of one size may lie in different places, or mirrored: both files must say so to be sure."""
+    if not (image.geometry.positioned and other.geometry.positioned):
+        return
+    apart = slices_apart(other, image)
+    if match_grids(other.geometry, image.geometry).method != "same grid" or (apart is not None and apart > 1):
+        across = f" ({apart:.0f} mm apart, across the slices)" if apart else ""
+        raise ScoringError(
+            f"{role} image {image.source} and {other_role} image {other.source} are of one size but lie in different "
+            f"places by their headers{across}; expected one grid; {_HINTS[role]}"
+        )
 
 
 # --- many triples ---------------------------------------------------------------------

@@ -57,8 +57,11 @@ class WeightsRecord:
         """Read a record (``NAME.json``); raises :class:`WeightsError` when it is not one."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**values, "tasks": tuple(values["tasks"])})
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
+            record = cls(**{**values, "tasks": tuple(values["tasks"])})
+            if not isinstance(record.sha256, str) or not isinstance(record.config, Mapping):
+                raise TypeError("sha256 is no text or config no group of options")
+            return record
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, RecursionError) as error:
             raise WeightsError(
                 f"{path}: not a weights record ({error}); expected the .json beside a .safetensors"
             ) from error
@@ -120,7 +123,7 @@ def load(name_or_path: str = DEFAULT, *, device: str = "cpu") -> tuple[BSAFusion
     try:
         model = BSAFusion(BSAFusionCfg.from_dict(dict(record.config)))
         model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         first = str(error).strip().splitlines()[0]
         raise WeightsError(f"{path}: does not fit the network that its record describes ({first})") from error
     # Convolutions on a CPU are faster with the channels last.

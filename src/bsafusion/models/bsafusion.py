@@ -35,6 +35,8 @@ class BSAFusionCfg:
     working_side: int = 257
 
     def __post_init__(self) -> None:
+        if type(self.working_side) is not int or self.working_side < 33:
+            raise ValueError(f"working_side {self.working_side!r}: expected a whole number of pixels, at least 33")
         if self.encoder.widths[-1] != self.representation.dim:
             raise ValueError(
                 f"the encoder makes tokens of {self.encoder.widths[-1]} channels, "
