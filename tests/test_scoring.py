@@ -204,9 +204,7 @@ def test_slices_of_one_plane_that_lie_apart_are_refused(tmp_path: Path) -> None:
     volume = write_volume(
         tmp_path / "v.nii.gz", np.stack([scan(SHAPE, seed=k).T for k in range(3)], axis=-1), np.diag([-1.0, -1, 3, 1])
     )
-    with pytest.raises(
-        ScoringError, match=r"moving image v.nii.gz and fixed image .*\(6 mm apart, across"
-    ):
+    with pytest.raises(ScoringError, match=r"moving image v.nii.gz and fixed image .*\(6 mm apart, across"):
         score_one(volume, volume, volume, slices={"fixed": 0, "moving": 2, "fused": 0})
     picture = write_picture(tmp_path / "fixed.png", scan(SHAPE))
     with pytest.raises(ScoringError, match=r"fused image v.nii.gz and moving image .*\(3 mm apart"):
