@@ -88,6 +88,16 @@ def test_a_shift_by_one_voxel_pulls_the_next_voxel(shape: tuple[int, ...], data:
     assert warp(image, field, padding="zeros").narrow(2 + axis, length - 1, 1).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize(("reach", "seen"), [(0.4, True), (0.5, True), (0.6, False), (3.0, False)])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_an_image_ends_half_a_voxel_beyond_its_outer_centres(reach: float, seen: bool, mode: str) -> None:
+    image = torch.tensor([[[[2.0, 3.0, 5.0], [7.0, 11.0, 13.0]]]])
+    ends = torch.tensor([[[[-reach, 0.0, 1 + reach, 1.0]], [[0.0, -reach, 2.0, 2 + reach]]]])
+    values = sample(image, ends, mode=mode, padding="zeros").flatten().tolist()
+    assert values == ([2.0, 2.0, 13.0, 13.0] if seen else [0.0] * 4)
+    assert torch.isfinite(sample(torch.full_like(image, torch.nan), ends + 9, padding="zeros")).all()
+
+
 def test_half_a_voxel_is_the_mean_of_two() -> None:
     image = torch.tensor([[[[0.0, 1.0, 5.0]]]])
     field = torch.zeros(1, 2, 1, 3)
@@ -348,6 +358,11 @@ def test_what_is_not_a_field_is_refused(shape: tuple[int, ...]) -> None:
 def test_an_image_of_another_batch_or_dimension_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="do not belong together"):
         warp(torch.zeros(shape), torch.zeros(1, 2, 4, 5))
+
+
+def test_fields_on_two_grids_are_not_composed() -> None:
+    with pytest.raises(ValueError, match=r"grids \(4, 5\) and \(5, 4\)"):
+        compose(torch.zeros(1, 2, 4, 5), torch.zeros(1, 2, 5, 4))
 
 
 def test_resizing_to_another_number_of_axes_is_refused() -> None:

@@ -811,24 +811,46 @@ def test_the_shipped_weights_judge_their_results(image: NDArray[np.float64]) -> 
 def test_the_share_of_the_head_that_a_straight_cut_takes_out_of_view() -> None:
     from bsafusion.pipeline import _cut_share
 
-    rows, columns = torch.meshgrid(torch.arange(128.0) - 64, torch.arange(128.0) - 64, indexing="ij")
-    radius, still = torch.hypot(rows, columns), torch.zeros(2, 128, 128)
+    rows, columns = np.meshgrid(np.arange(128.0) - 64, np.arange(128.0) - 64, indexing="ij")
+    radius = np.hypot(rows, columns)
     head = radius < 50
     whole = 0.5 * head
-    assert _cut_share(still, head, whole) == 0
-    assert _cut_share(still, head, whole * (rows < 0)) == pytest.approx(0.5, abs=0.02)  # 2 % may be seen
+    assert _cut_share(whole, head) == 0
+    half = whole * (rows < 0)
+    assert _cut_share(half, head) == pytest.approx(0.5, abs=0.02)  # 2 % may be seen
     # Beyond a line at 0.4 radii from the middle lie 0.25 of a disc; the line may have any angle.
-    slanted = 0.6 * rows + 0.8 * columns
-    assert _cut_share(still, head, whole * (slanted < 20)) == pytest.approx(0.25, abs=0.03)
+    slanted = whole * (0.6 * rows + 0.8 * columns < 20)
+    assert _cut_share(slanted, head) == pytest.approx(0.25, abs=0.03)
     # A brain without its skull ends in a curve: no line has black on one side and brain all along the other.
-    assert _cut_share(still, head, whole * (radius < 30)) < 0.15
-    # What counts is the aligned image: the cut at row 0 is pulled to row -20.
-    down = torch.stack([torch.full((128, 128), 20.0), torch.zeros(128, 128)])
-    assert _cut_share(down, head, whole * (rows < 0)) == pytest.approx(0.75, abs=0.03)
-    assert _cut_share(still, head, torch.zeros(128, 128)) == 0  # nothing at all: other evidence speaks
-    large = [t.repeat_interleave(8, 0).repeat_interleave(8, 1) for t in (head, whole * (slanted < 20))]
-    small = _cut_share(still, head, whole * (slanted < 20))
-    assert _cut_share(torch.zeros(2, 1024, 1024), *large) == pytest.approx(small, abs=0.02)
+    assert _cut_share(whole * (radius < 30), head) < 0.15
+    assert _cut_share(np.zeros((128, 128)), head) == 0  # nothing at all: other evidence speaks
+    large = [x.repeat(8, 0).repeat(8, 1) for x in (slanted, head)]
+    assert _cut_share(*large) == pytest.approx(_cut_share(slanted, head), abs=0.02)
+    # Neither noise nor a background above 0 hides it.
+    noise = np.random.default_rng(0).normal(0, 12 / 255, (2, 256, 256))
+    noisy = np.hypot(half.repeat(2, 0).repeat(2, 1) + noise[0], noise[1])
+    assert _cut_share(noisy, head.repeat(2, 0).repeat(2, 1)) == pytest.approx(0.5, abs=0.03)
+    assert _cut_share(0.1 + 0.9 * half, head) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("beyond", [0, 20])
+def test_what_is_aligned_is_what_is_fused_also_at_the_frame(beyond: int) -> None:
+    """A moving image that ends with the fixed grid, and one that goes on and is brought into view."""
+    height, width = SHAPE
+    grid = replace(millimetres((height, width + 2 * beyond)), origin=(-float(beyond), 0.0))
+    fixed, moving = (0.5 + 0.5 * np.random.default_rng(seed).random(grid.shape) for seed in (0, 1))
+    fixed = fixed[:, beyond : beyond + width]
+    fixed[:, 30:], fixed[:20], moving[:20] = 0, 0, 0
+    result = fuse(
+        image_of(fixed.astype(np.float32), geometry=millimetres(SHAPE)),
+        image_of(moving.astype(np.float32), geometry=grid),
+        model=known_model((0.0, 8.7)),
+    )
+    assert result.fused is not None
+    shown = fit_intensity(result.moving).to_unit(result.aligned)[0]
+    assert (shown[30:, -8:].mean() > 0.3) == (beyond > 8)
+    assert (result.fused[0][shown > 0.05] > 0.005).all()
+    assert (result.fused[0][(shown <= 0) & (fixed == 0)] == 0).all()
 
 
 def test_what_no_affine_map_explains_of_a_field() -> None:

@@ -50,7 +50,8 @@ def sample(image: Tensor, points: Tensor, *, mode: Mode = "bilinear", padding: P
         image: ``B C *S_in``.
         points: ``B D *S``, voxel coordinates of ``image`` in tensor axis order.
         mode: ``bilinear`` (trilinear in 3-D) or ``nearest``.
-        padding: outside the image repeat its ``border`` or return ``zeros``.
+        padding: outside the image repeat its ``border`` or return ``zeros``. As in ITK an image ends half a voxel
+            beyond the centres of its outer voxels; up to there both repeat the border.
 
     Returns:
         ``B C *S``.
@@ -67,12 +68,26 @@ def sample(image: Tensor, points: Tensor, *, mode: Mode = "bilinear", padding: P
     # grid_sample wants (x, y[, z]) in [-1, 1]; an axis of one voxel has only the coordinate 0.
     unit = [points[:, d] * (2.0 / max(sizes[d] - 1, 1)) - 1.0 for d in reversed(range(len(spatial)))]
     grid = torch.stack(unit, dim=-1)
-    if image.device.type == "mps" and padding == "border":  # which older versions of torch lack there
-        grid, padding = grid.clamp(-1, 1), "zeros"
     # In half precision coordinates would be off by pixels.
     wide = torch.promote_types(torch.promote_types(image.dtype, grid.dtype), torch.float32)
-    values = F.grid_sample(image.to(wide), grid.to(wide), mode=mode, padding_mode=padding, align_corners=True)
+    grid = grid.to(wide)
+    if image.device.type == "mps":  # where older versions of torch lack the border
+        values = F.grid_sample(image.to(wide), grid.clamp(-1, 1), mode=mode, align_corners=True)
+    else:
+        values = F.grid_sample(image.to(wide), grid, mode=mode, padding_mode="border", align_corners=True)
+    if padding == "zeros":
+        values = values.masked_fill(~inside_frame(points, tuple(sizes)), 0)
     return values.to(image.dtype)
+
+
+def inside_frame(points: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Whether ``points`` ``B D *S``, voxel coordinates, lie in a grid of this ``shape``: ``B 1 *S``, bool.
+
+    A grid ends half a voxel beyond its outer voxel centres.
+    """
+    reach = 0.5 + 1e-3  # rounding in single precision must not cut the border off
+    ends = points.new_tensor(shape).view(1, -1, *[1] * len(shape)) - 1 + reach
+    return ((points >= -reach) & (points <= ends)).all(dim=1, keepdim=True)
 
 
 def warp(image: Tensor, displacement: Tensor, *, mode: Mode = "bilinear", padding: Padding = "border") -> Tensor:
@@ -100,7 +115,15 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
 
     ``warp(image, compose(u, v)) == warp(warp(image, u), v)`` up to interpolation:
     ``compose(u, v)(x) = v(x) + u(x + v(x))``. Both ``B D *S`` on one grid.
+
+    Raises:
+        ValueError: they are on different grids.
     """
+    if outer.shape[2:] != inner.shape[2:]:
+        raise ValueError(
+            f"fields on grids {tuple(outer.shape[2:])} and {tuple(inner.shape[2:])}; expected both on one: "
+            "bring one to the grid of the other (resize_field)"
+        )
     return inner + warp(outer, inner)
 
 

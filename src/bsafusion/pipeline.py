@@ -12,11 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from bsafusion import weights
 from bsafusion.colour import check_hue, colourise, overlay, recolour, split_colour, steer
 from bsafusion.datasets import TASKS
-from bsafusion.deformation import DeformationField, jacobian_determinant, warp
+from bsafusion.deformation import DeformationField, jacobian_determinant
 from bsafusion.image import Geometry, Image, ImageError, Modality, luma_of
 from bsafusion.io import (
     COLORMAPS,
@@ -30,7 +31,7 @@ from bsafusion.io import (
 )
 from bsafusion.metrics import head_mask
 from bsafusion.models.alignment import Alignment
-from bsafusion.models.bsafusion import BSAFusion, Matched, Output
+from bsafusion.models.bsafusion import BSAFusion, How, Matched, Output
 from bsafusion.models.representation import MODALITIES, Representation
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.preprocessing import (
@@ -415,19 +416,31 @@ def fuse(
         )
     pictures = (luma_fixed[None], _seen(moving, on_grid))
     tensors = (torch.from_numpy(picture)[None].to(model.device) for picture in pictures)
-    look = model.network.predict if options.network_fuses else model.network.predict_alignment
-    steps = Refinement(options.refine) if options.refine else None
-    out: Output | Matched = look(*tensors, aligned_already=options.aligned, mirrored=options.mirrored, refine=steps)
+    grids = (match, fixed.geometry, moving.geometry)
+
+    def carry(displacement: torch.Tensor) -> torch.Tensor:
+        """Of the moving image itself: what was brought to the fixed grid ends where that does."""
+        luma = _unit_luma(moving, apply_field(total_field(displacement[0].float().cpu(), *grids), moving))
+        return torch.from_numpy(luma)[None, None].to(displacement.device)
+
+    how = How(aligned_already=options.aligned, mirrored=options.mirrored)
+    if options.refine:
+        how["refine"] = Refinement(options.refine)
+    out: Output | Matched
+    if options.network_fuses:
+        out = model.network.predict(*tensors, carry=carry, **how)
+    else:
+        out = model.network.predict_alignment(*tensors, **how)
     displacement = out.alignment.displacement[0].float().cpu()
-    field = total_field(displacement, match, fixed.geometry, moving.geometry)
-    inverse = inverse_field(out.alignment.inverse[0].float(), match, fixed.geometry, moving.geometry)
+    field, inverse = total_field(displacement, *grids), inverse_field(out.alignment.inverse[0].float(), *grids)
     carried = apply_field(field, moving)
     fused, colour = None, None
     if not options.align_only:
         drawn = out.fused[0, 0].float().cpu().numpy() if isinstance(out, Output) else None
         fused, colour = _picture(options, fixed, moving, carried, drawn)
     partner = has_partner(displacement, match, moving.geometry)
-    evidence = measure_evidence(out, luma_fixed, luma_moving, partner=partner, aligned_already=options.aligned)
+    luma_aligned = _unit_luma(moving, carried)
+    evidence = measure_evidence(out, luma_fixed, luma_aligned, partner=partner, aligned_already=options.aligned)
     seen = _seen_as(out.representation)
     status, reasons = verdict(
         evidence,
@@ -438,14 +451,14 @@ def fuse(
         seen=seen if moving.modality == Modality.UNKNOWN else None,
         one_file=fixed.sha256 is not None and fixed.sha256 == moving.sha256,
     )
-    chosen, how = _task(task, fixed, moving, seen[1])
+    chosen, task_from = _task(task, fixed, moving, seen[1])
     note = model.trust_note
     unusual = [name for name, used in (("refinement", options.refine), ("mirror images", options.mirrored)) if used]
     if unusual and model.trust is not None:
         note += f"; fitted to results without {' or '.join(unusual)}"
     recorded = {
         "task": chosen,
-        "task_from": how,
+        "task_from": task_from,
         **options.record(),
         "weights": model.record.name,
         "weights_sha256": model.record.sha256,
@@ -609,14 +622,15 @@ def _task(task: str, fixed: Image, moving: Image, seen: Modality) -> tuple[str, 
 def measure_evidence(
     out: Output | Matched,
     luma_fixed: Array,
-    luma_moving: Array,
+    luma_aligned: Array,
     *,
     partner: NDArray[np.bool_] | None = None,
     aligned_already: bool = False,
 ) -> Evidence:
-    """The evidence of one network output (batch of one) for two luminances ``H W`` in [0, 1] on the fixed grid.
+    """The evidence of one network output (batch of one) on the fixed grid.
 
     Args:
+        luma_fixed, luma_aligned: ``H W`` in [0, 1], of the fixed and of the aligned moving image.
         partner: ``H W``, from :func:`bsafusion.preprocessing.has_partner`; left out for two images on one grid.
         aligned_already: of images that were taken as aligned there is no similarity after alignment.
     """
@@ -650,7 +664,7 @@ def measure_evidence(
         similarity_spread=None if mean_after is None or low is None else mean_after - low,
         nonaffine_mean=_nonaffine_mean(displacement[0], mask),
         assessed_error=None if alignment.assessed_error is None else float(alignment.assessed_error),
-        cut_share=_cut_share(displacement[0], mask, torch.from_numpy(luma_moving)),
+        cut_share=_cut_share(luma_aligned, mask.numpy()),
     )
 
 
@@ -658,22 +672,24 @@ DARK = 0.02
 """Luminance up to which an image shows nothing, and the share of an area that may show something and still be black."""
 
 
-def _cut_share(displacement: torch.Tensor, mask: torch.Tensor, luma_moving: torch.Tensor) -> float:
-    """Share of the head ``mask`` (``H W``, bool) that a straight cut takes out of the moving image's view.
+def _cut_share(luma_aligned: Array, mask: NDArray[np.bool_]) -> float:
+    """Share of the head ``mask`` (``H W``) that a straight cut takes out of the view of the aligned moving image.
 
-    For lines in 32 directions: beyond it the moving luminance, aligned by the field ``2 H W``, is black, and of a strip
-    along it, 6 % of the head, at least half is not. A brain without its skull is black beyond lines, too, but round.
+    For lines in 32 directions: beyond it the image (``H W``, luminance in [0, 1]) is black, and of a strip along it,
+    6 % of the head, at least half is not. A brain without its skull is black beyond lines, too, but round. Black is
+    what lies near the level of the background, be that noisy.
     """
-    aligned = warp(luma_moving[None, None], displacement[None], padding="zeros")[0, 0]
-    every = max(round(max(mask.shape) / 256), 1)  # pixels: what is half a head does not need all of a large image
-    aligned, mask = aligned[::every, ::every], mask[::every, ::every]
-    seen, points = (aligned > DARK)[mask].double(), mask.nonzero().double()
+    every = max(round(max(mask.shape) / 128), 1)  # pixels: what is half a head needs no more than every so many
+    luma, inside = ndimage.uniform_filter(luma_aligned, every)[::every, ::every], mask[::every, ::every]
+    steady = ndimage.median_filter(luma, 5)  # edges stay where they are
+    above = steady - np.percentile(steady, 10)
+    seen, points = (above > DARK)[inside], np.argwhere(inside)
     count, strip = len(points), round(0.06 * len(points))
     largest = 0.0
-    for angle in torch.arange(32, dtype=torch.float64) * (torch.pi / 16):
-        outermost = (points @ torch.stack([angle.sin(), angle.cos()])).argsort(descending=True, stable=True)
-        shown = torch.cat([seen.new_zeros(1), seen[outermost].cumsum(0)])
-        beyond = int((shown <= DARK * torch.arange(count + 1)).nonzero().max())
+    for angle in np.arange(32) * (np.pi / 16):
+        outermost = np.argsort(-(points @ (np.sin(angle), np.cos(angle))), kind="stable")
+        shown = np.concatenate([[0], np.cumsum(seen[outermost])])
+        beyond = int(np.flatnonzero(shown <= DARK * np.arange(count + 1)).max())
         if beyond + strip <= count and shown[beyond + strip] - shown[beyond] >= strip / 2:
             largest = max(largest, beyond / count)
     return largest
