@@ -69,6 +69,15 @@ def millimetres(shape: tuple[int, int], spacing: tuple[float, float] = (1.0, 1.0
     return Geometry(shape, spacing, (0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)), plane="axial")
 
 
+def test_arrays_and_names_of_weights_are_told_what_to_become() -> None:
+    array: Any = scan(SHAPE)
+    with pytest.raises(TypeError, match=r"moving image: a ndarray; expected a file name or a bsafusion\.Image"):
+        fuse(image_of(array), array)
+    name: Any = "default"
+    with pytest.raises(TypeError, match=r"model: a str; expected what bsafusion\.load_model"):
+        fuse(image_of(array), image_of(array), model=name)
+
+
 def test_a_volume_is_no_slice() -> None:
     grid = Geometry((40, 40, 40), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(map(tuple, np.eye(3))))
     volume = Image(np.random.default_rng(0).random((1, 40, 40, 40), np.float32), grid)

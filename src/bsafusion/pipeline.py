@@ -349,6 +349,11 @@ def check_task(task: str) -> None:
 
 def read_input(image: str | Path | Image, role: Literal["fixed", "moving"], *, slice_index: int | None = None) -> Image:
     """Read an input unless it is an :class:`Image` already; errors name its role. An unlabelled fixed image is MRI."""
+    if not isinstance(image, str | Path | Image):
+        raise TypeError(
+            f"{role} image: a {type(image).__name__}; expected a file name or a bsafusion.Image; make one: "
+            "bsafusion.Image(array, bsafusion.Geometry.picture(array.shape[1:]))"
+        )
     if not isinstance(image, Image):
         try:
             image = read_image(image, slice_index=slice_index)
@@ -387,6 +392,7 @@ def fuse(
     Raises:
         ImageError: an input cannot be used.
         RequestError: an unknown task, options that make no sense, or that these weights cannot carry out.
+        TypeError: an input is neither a file name nor an image, the model not a :class:`Model`.
     """
     options = FuseOptions(fusion, blend, colormap, weight_fixed, aligned, align_only, refine, mirrored)
     check_task(task)
@@ -400,7 +406,9 @@ def fuse(
             f"moving image {moving.source} has colours of its own; expected a grey one for colour map {colormap}; "
             "leave the colour map out"
         )
-    model = model or load_model()
+    model = load_model() if model is None else model
+    if not isinstance(model, Model):
+        raise TypeError(f"model: a {type(model).__name__}; expected what bsafusion.load_model(name) returns")
     check_options(model, options)
     match = match_grids(fixed.geometry, moving.geometry)
     apart = slices_apart(fixed, moving)
