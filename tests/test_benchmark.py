@@ -13,6 +13,7 @@ import torch
 
 from bsafusion.benchmark import (
     CORRUPTIONS,
+    PROTOCOL,
     SUITES,
     Benchmark,
     Corruption,
@@ -99,6 +100,16 @@ def test_every_corruption_is_drawn_of_either_image() -> None:
     assert drawn[0] == draw_corruption(0, 0)
 
 
+def test_what_is_drawn_changes_only_with_the_protocol() -> None:
+    assert PROTOCOL == 1
+    drawn = [draw_corruption(*place) for place in ((0, 0), (7, 2), (1, 0))]
+    assert [(str(c), round(c.strength, 6), round(c.place, 6), c.seed) for c in drawn] == [
+        ("bias moving", 0.680185, 0.14416, 1767258089),
+        ("noise moving", 0.064907, 0.791949, 1077728583),
+        ("slab fixed", 0.191784, 0.507633, 1104591634),
+    ]
+
+
 def test_noise_has_its_standard_deviation() -> None:
     noisy = corrupt(np.full((200, 200), 0.5, np.float32), Corruption("noise", "fixed", 0.1, 0.5, 3))
     assert noisy.std() == pytest.approx(0.1, rel=0.02)
@@ -111,6 +122,8 @@ def test_a_bias_is_a_slope_along_its_direction() -> None:
     assert along_columns[:, 0] == pytest.approx(0.5 * 0.6)
     assert along_columns[:, 40] == pytest.approx(0.5)
     assert along_columns[:, -1] == pytest.approx(0.5 * 1.4)
+    along_rows = corrupt(grey, Corruption("bias", "fixed", 0.4, 0.25, 0))
+    assert along_rows == pytest.approx(along_columns.T, abs=1e-6)
 
 
 def test_a_slab_is_missing_where_it_was_placed() -> None:

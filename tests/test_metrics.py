@@ -439,6 +439,19 @@ def test_every_metric_has_a_docstring_and_a_direction() -> None:
         assert getattr(metrics, name).__doc__
 
 
+def test_fields_are_computed_in_double_precision() -> None:
+    known, recovered = (x.astype(np.float32) for x in (affine_field(rotation(7)), affine_field(rotation(-5))))
+    wide = known.astype(np.float64), recovered.astype(np.float64)
+    np.testing.assert_array_equal(endpoint_error(known, recovered), endpoint_error(*wide))
+    assert folds(known) == folds(wide[0])
+    assert draw_consistency([known, recovered]) == draw_consistency(wide)
+    points = np.array([[20.25, 30.5]], dtype=np.float32)
+    np.testing.assert_array_equal(
+        target_registration_error(points, points, recovered),
+        target_registration_error(points.astype(np.float64), points.astype(np.float64), wide[1]),
+    )
+
+
 def test_bytes_are_computed_in_float() -> None:
     images = random_triple()
     as_bytes = [image.astype(np.uint8) for image in images]
@@ -668,10 +681,18 @@ def test_what_is_not_a_field_is_refused(field: Array, message: str) -> None:
         folds(field)
 
 
+def test_the_field_that_cannot_be_used_is_named() -> None:
+    good, bad = constant_field(0.0, 0.0), constant_field(0.0, math.nan)
+    for names, measure in ((("known", "recovered"), endpoint_error), (("forward", "backward"), inverse_consistency)):
+        for name, pair in zip(names, ((bad, good), (good, bad)), strict=True):
+            with pytest.raises(ValueError, match=f"^{name} holds NaN"):
+                measure(*pair)
+
+
 def test_fields_of_two_grids_and_bad_spacing_are_refused() -> None:
     with pytest.raises(ValueError, match="expected one grid"):
         endpoint_error(np.zeros((2, 8, 8)), np.zeros((2, 8, 9)))
-    for spacing in [(1.0,), (1.0, 0.0), (1.0, math.nan)]:
+    for spacing in [(1.0,), (1.0, 0.0), (1.0, math.nan), (math.inf, 1.0)]:
         with pytest.raises(ValueError, match="expected 2 positive numbers in mm"):
             endpoint_error(np.zeros((2, 8, 8)), np.zeros((2, 8, 8)), spacing=spacing)
 
@@ -711,3 +732,5 @@ def test_head_mask_ignores_scale_and_offset_and_knows_nothing_of_a_flat_image() 
     assert not head_mask(np.full((32, 32), 0.1)).any()
     with pytest.raises(ValueError, match="bring the moving image onto the fixed grid"):
         head_mask(image, image[:-1])
+    with pytest.raises(ValueError, match="expected one grid"):
+        head_mask(1.0)

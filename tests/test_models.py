@@ -278,6 +278,36 @@ def test_a_symmetric_pair_has_nothing_to_disagree_on(small_cfg: BSAFusionCfg, ra
     assert (both.displacement[:, 1] + both.displacement[:, 1].flip(-1)).abs().max() < 1e-3 < across.abs().max()
 
 
+def test_of_both_looks_the_mean_is_taken_and_half_the_difference_told(
+    small_cfg: BSAFusionCfg, randomise: Randomise
+) -> None:
+    """For one step, whose answers are known: those for the images, and those for the mirror images turned back."""
+    alignment = replace(small_cfg.alignment, steps=("affine",), direction="forward", assessment=0)
+    cfg = replace(small_cfg, alignment=alignment)  # only one side moves: the fixed grid is that of the step
+    model, (fixed, moving) = randomise(BSAFusion(cfg)), images()
+    step = model.predict(fixed, moving).alignment.steps[0]
+    plain = step.velocity
+    mirror = mirror_field(model.predict(fixed.flip(-1), moving.flip(-1)).alignment.steps[0].velocity)
+    both = model.predict(fixed, moving, mirrored=True).alignment
+    torch.testing.assert_close(both.steps[0].velocity, (plain + mirror) / 2, rtol=0, atol=1e-5)
+    torch.testing.assert_close(both.steps[0].match_logits, step.match_logits, rtol=0, atol=1e-4)
+    apart = 16 * ((plain - mirror) / 2).norm(dim=1, keepdim=True)
+    torch.testing.assert_close(both.disagreement[..., ::16, ::16], apart, rtol=0, atol=1e-3)
+    assert apart.min() > 0.1
+
+
+def test_of_equal_images_both_looks_expect_the_mean_error_on_a_log_scale(
+    small_cfg: BSAFusionCfg, randomise: Randomise
+) -> None:
+    model, (image, _) = randomise(BSAFusion(small_cfg)), images()  # equal images stay: the maps are the step's own
+    plain, mirror, both = (
+        model.predict(picture, picture, mirrored=mirrored).alignment.expected_error
+        for picture, mirrored in ((image, False), (image.flip(-1), False), (image, True))
+    )
+    torch.testing.assert_close(both, (plain * mirror.flip(-1)).sqrt(), rtol=5e-2, atol=0)
+    assert not torch.allclose(both, both.flip(-1), rtol=0.1)
+
+
 def test_the_two_fields_are_inverse(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
     encoder = replace(small_cfg.encoder, colour=False)
     cfg = replace(small_cfg, encoder=encoder, alignment=replace(small_cfg.alignment, steps=("affine", "1/16")))
@@ -313,6 +343,10 @@ def test_paper_steps_add_up(randomise: Randomise) -> None:
     torch.testing.assert_close(
         alignment.displacement, torch.full_like(alignment.displacement, 62.0), rtol=1e-3, atol=1e-3
     )
+    for step, stride in zip(alignment.steps, (16, 8, 4, 2, 1), strict=True):
+        # Of its own each step finds one voxel for either image.
+        expected = torch.full((1, 2, 64 // stride + 1, 80 // stride + 1), 2.0)
+        torch.testing.assert_close(step.velocity, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -412,6 +446,15 @@ def test_the_affine_step_is_antisymmetric() -> None:
     # A global affine map has no second differences.
     assert there.diff(n=2, dim=2).abs().max() < 1e-4
     assert there.diff(n=2, dim=3).abs().max() < 1e-4
+
+
+def test_the_affine_step_of_turned_images_is_turned() -> None:
+    """Rows and columns are alike to it, whichever there are more of."""
+    a, b = (F.normalize(torch.randn(2, 8, 9, 14), dim=1) for _ in range(2))
+    step = AffineStep()
+    velocity, turned = step(a, b)[0], step(a.mT, b.mT)[0]
+    assert velocity.abs().max() > 1e-2
+    torch.testing.assert_close(turned, velocity.mT.flip(1), rtol=0, atol=1e-5)
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -550,6 +593,8 @@ def test_the_judge_is_not_trained_but_passes_gradients_on() -> None:
     assert all(not p.requires_grad and p.grad is None for p in stage.judge.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in stage.transfer.parameters())
     assert fixed.grad.abs().sum() > 0
+    stage.judging = False
+    assert stage(fixed, moving).judge_logits is None
 
 
 def test_the_judge_is_a_copy_of_the_classifier_once_refreshed() -> None:
@@ -705,6 +750,23 @@ def test_affine_velocity_is_an_affine_field() -> None:
     velocity, _ = AffineStep()(same, same)
     zero = affine_field(torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]), shape=(6, 7))
     torch.testing.assert_close(velocity, zero, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_what_is_said_of_an_image_stays_with_it(preset: str, small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    model = randomise(BSAFusion(small_cfg if preset == "default" else small_paper()))
+    fixed, moving = images()
+    with torch.no_grad():
+        matched = model.match(fixed, moving)
+        features = [model.encoder(image) for image in (fixed, moving)]
+        expected = model.representation(*(of.tokens for of in features))
+    for found, of in zip((matched.fixed, matched.moving), features, strict=True):
+        torch.testing.assert_close(found.shallow, of.shallow, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.pyramid, of.pyramid, rtol=0, atol=1e-4)
+    for name in ("plain", "matched", "logits"):
+        torch.testing.assert_close(
+            getattr(matched.representation, name), getattr(expected, name), rtol=0, atol=1e-3, msg=name
+        )
 
 
 def test_training_sees_a_window_at_its_own_scale() -> None:
