@@ -295,6 +295,11 @@ def test_a_window_should_match_the_known_partner(name: str) -> None:
     assert loss(0, 0, fixed=(stride, 0), moving=(-stride, stride)) < 1e-6
     # A partner beyond the window teaches nothing.
     assert loss(0, 0, moving=(8 * stride, 0)) == 0
+    known = known.clone()
+    known[..., 40:] = -8 * stride  # nor does it count as known: of the rest no place is told from another
+    logits = torch.zeros(1, span * span, *shape, dtype=torch.float64)
+    even = losses.match_loss(alignment_of(step_at(name, logits=logits)), known, ONES)
+    assert float(even) == pytest.approx(math.log(span**2))
 
 
 def test_half_a_voxel_is_matched_half_and_half() -> None:

@@ -219,7 +219,8 @@ def slow_piella(fixed: Array, moving: Array, fused: Array) -> tuple[float, float
 
 def test_qs_qw_and_qe_against_a_loop_over_windows() -> None:
     fixed, moving, fused = random_triple((27, 31))
-    fixed[:14, :16], moving[:14, :16] = 90, 20  # some windows are flat in both sources
+    fixed[:14, :16], moving[:14, :16] = 90, 20  # some windows are flat in both sources, some in one alone
+    fixed[15:, :12], moving[:12, 18:] = 50, 70
     qs, qw = slow_piella(fixed, moving, fused)
     edges = [slow_strength(image) / 4 for image in (fixed, moving, fused)]
     assert metrics.qs(fixed, moving, fused) == pytest.approx(qs, rel=1e-9)
@@ -308,6 +309,10 @@ def test_three_equal_images() -> None:
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert found["qabf"] == pytest.approx(EDGE_MAXIMUM, rel=1e-3)
     assert found["mi_bits"] == pytest.approx(2 * found["en"])
+    spot = np.zeros((8, 8))
+    spot[3, 4] = 200  # little to know, but all of it is kept
+    assert 0 < metrics.en(spot, spot, spot) < 0.2
+    assert metrics.nmi(spot, spot, spot) == pytest.approx(2)
 
 
 @pytest.mark.parametrize("level", [0.0, 100.0, 254.7, 255.0])

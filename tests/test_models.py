@@ -26,7 +26,16 @@ from bsafusion.models.alignment import (
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default, in_colour, paper, working_shape
 from bsafusion.models.encoder import EncoderCfg
 from bsafusion.models.fusion import FusionCfg
-from bsafusion.models.layers import ChannelNorm, CrossBlock, TransformerBlock, gelu, join, wave_positions
+from bsafusion.models.layers import (
+    ChannelNorm,
+    CrossBlock,
+    RestormerBlock,
+    TransformerBlock,
+    TransposedAttention,
+    gelu,
+    join,
+    wave_positions,
+)
 from bsafusion.models.representation import ModalityRepresentation, RepresentationCfg
 from pairs import known_network
 
@@ -742,6 +751,28 @@ def test_attention_written_out_is_torchs() -> None:
     expected = tokens + block.project(attended)
     expected = expected + block.mlp(block.norm_mlp(expected))
     torch.testing.assert_close(block(tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_between_channels_by_its_formula(randomise: Randomise) -> None:
+    attention = randomise(TransposedAttention(8, heads=2)).double()
+    x = torch.randn(2, 8, 5, 3, dtype=torch.float64)
+    rows = attention.to_qkv(x).flatten(2)
+    expected = torch.zeros_like(x).flatten(2)
+    for item in range(2):
+        for head in range(2):
+            q, k, v = (rows[item, start + 4 * head : start + 4 * head + 4] for start in (0, 8, 16))
+            cosines = torch.stack([torch.stack([F.cosine_similarity(a, b, dim=0) for b in k]) for a in q])
+            expected[item, 4 * head : 4 * head + 4] = (cosines * attention.temperature[head]).softmax(1) @ v
+    torch.testing.assert_close(attention(x), attention.project(expected.view_as(x)))
+
+
+def test_restormer_blocks_add_to_what_they_are_given(randomise: Randomise) -> None:
+    block = randomise(RestormerBlock(8))
+    x = torch.randn(1, 8, 5, 6)
+    attended = x + block.attention(block.norm_attention(x))
+    forward = block.feed_forward
+    gate, value = forward.expand(block.norm_feed_forward(attended)).chunk(2, dim=1)
+    torch.testing.assert_close(block(x), attended + forward.project(F.gelu(gate) * value))
 
 
 def test_affine_velocity_is_an_affine_field() -> None:
