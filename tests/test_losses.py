@@ -271,9 +271,7 @@ def test_affine_matches_against_a_loop_over_tokens() -> None:
 
     expected = (loss(back, logits, at) + loss(there, logits.T, lambda place: at(there(place)))) / 2
     step = Step("affine", *[torch.zeros(1, 2, rows, columns)] * 3, torch.from_numpy(logits)[None], (ONES, ONES))
-    found = losses.match_loss(
-        alignment_of(step), affine_field(matrix, shape=shape), torch.from_numpy(mask)[None, None]
-    )
+    found = losses.match_loss(alignment_of(step), affine_field(matrix, shape=shape), torch.from_numpy(mask)[None, None])
     assert float(found) == pytest.approx(expected, rel=1e-4)
 
 

@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bsafusion import weights
 from bsafusion.deformation import affine_field, compose, identity_grid, integrate, warp
 from bsafusion.models.alignment import (
     AffineStep,
     AlignmentCfg,
+    CrossAttention,
     Direction,
     local_correlation,
     mirror_field,
@@ -97,6 +99,11 @@ def test_the_default_preset_is_small() -> None:
     assert gflop(default()) <= 27 / 4
 
 
+def test_the_default_preset_is_that_of_the_shipped_weights() -> None:
+    record, _ = weights.find(weights.DEFAULT)
+    assert BSAFusionCfg.from_dict(record.config) == default()
+
+
 # --- sizes ----------------------------------------------------------------------------------------
 
 
@@ -136,6 +143,20 @@ def test_any_size_comes_out_as_it_went_in(
 )
 def test_the_working_shape(shape: tuple[int, int], expected: tuple[int, int]) -> None:
     assert working_shape(shape, 257) == expected
+
+
+def test_the_border_is_repeated_up_to_whole_strides(small_cfg: BSAFusionCfg) -> None:
+    image, _ = images((66, 75))
+    padded = BSAFusion(small_cfg).eval().to_working(image)
+    expected = F.pad(image, (0, 6, 0, 15), mode="replicate")
+    assert torch.equal(padded, expected)
+
+
+def test_a_large_image_is_smoothed_before_it_is_reduced(small_cfg: BSAFusionCfg) -> None:
+    checker = (torch.arange(161)[:, None] + torch.arange(161)) % 2
+    reduced = BSAFusion(small_cfg).eval().to_working(checker[None, None].float())
+    assert reduced.shape == (1, 1, 81, 81)
+    assert (reduced[..., 1:-1, 1:-1] - 0.5).abs().max() < 0.01
 
 
 def test_the_field_is_brought_to_full_resolution(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
@@ -634,6 +655,18 @@ def test_maps_keep_the_places_of_their_tokens() -> None:
     assert out.logits[0].shape == out.judge_logits[1].shape == (3, 4)
 
 
+def test_positions_are_added_to_the_tokens_of_both_images(randomise: Randomise) -> None:
+    stage = randomise(small_representation(position_grid=3))
+    without = small_representation()
+    without.load_state_dict({name: value for name, value in stage.state_dict().items() if name != "positions"})
+    fixed, moving = torch.randn(2, 2, 16, 4, 5).unbind(0)
+    positions = F.interpolate(stage.positions, size=(4, 5), mode="bilinear", align_corners=True)
+    assert positions.std() > 0.01
+    found, expected = stage(fixed, moving), without.eval()(fixed + positions, moving + positions)
+    for name in ("plain", "matched", "logits"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=name)
+
+
 class MeanClassifier(nn.Module):
     """The mean token as MFRH, the tokens as they are."""
 
@@ -764,6 +797,16 @@ def test_attention_between_channels_by_its_formula(randomise: Randomise) -> None
             cosines = torch.stack([torch.stack([F.cosine_similarity(a, b, dim=0) for b in k]) for a in q])
             expected[item, 4 * head : 4 * head + 4] = (cosines * attention.temperature[head]).softmax(1) @ v
     torch.testing.assert_close(attention(x), attention.project(expected.view_as(x)))
+
+
+def test_cross_attention_between_channels_by_its_formula(randomise: Randomise) -> None:
+    attention = randomise(CrossAttention(4)).double()
+    x, context = torch.randn(2, 1, 4, 5, 3, dtype=torch.float64)
+    q = attention.to_q(x)[0].flatten(1)
+    k, v = attention.to_kv(context)[0].flatten(1).chunk(2)
+    cosines = torch.stack([torch.stack([F.cosine_similarity(a, b, dim=0) for b in k]) for a in q])
+    attended = (cosines * attention.temperature).softmax(1) @ v
+    torch.testing.assert_close(attention(x, context), attention.project(attended.view_as(x)))
 
 
 def test_restormer_blocks_add_to_what_they_are_given(randomise: Randomise) -> None:
