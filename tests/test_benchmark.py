@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PictureImage
 
 from bsafusion.benchmark import (
     CORRUPTIONS,
@@ -26,6 +27,7 @@ from bsafusion.datasets import MISALIGNMENTS, validation_batch
 from bsafusion.io import read_image
 from bsafusion.scoring import grey_levels
 from conftest import SIDE
+from pairs import write_volume
 
 CFG = EvaluationCfg(side=SIDE, draws=2)
 
@@ -162,6 +164,18 @@ def test_pairs_of_another_size_are_scored_on_the_grid_of_the_evaluation(pairs_cs
     fixed, moving = smaller.sources(case)
     assert fixed.shape == moving.shape == smaller.inputs(case).fixed.shape == (49, 49)
     assert np.allclose(fixed / 255, smaller.inputs(case).fixed, atol=1e-6)
+
+
+def test_a_scan_has_no_levels_that_it_must_use(pairs_csv: Path, tmp_path: Path) -> None:
+    """Where a picture would be refused as too dim: a scan is stretched for the methods and for the metrics alike."""
+    changed = copied(pairs_csv, tmp_path, fixed="scan.nii.gz")
+    values = np.asarray(PictureImage.open(changed.parent / "7-mri.png").convert("L"), dtype=np.float32).T / 1000
+    write_volume(changed.parent / "scan.nii.gz", values[..., None], np.diag([-1.0, -1.0, 1.0, 1.0]))
+    benchmark = Benchmark(changed, CFG)
+    case = next(case for case in benchmark.cases(1) if case.id == "7")
+    levels = benchmark.sources(case)[0]
+    assert (levels.min(), levels.max()) == (0, 255)
+    assert np.abs(levels / 255 - benchmark.inputs(case).fixed).max() < 0.01
 
 
 def test_settings_change_with_an_image_and_not_with_the_folder(pairs_csv: Path, tmp_path: Path) -> None:

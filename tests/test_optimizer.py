@@ -21,6 +21,14 @@ def test_orthogonalise_levels_the_singular_values_and_keeps_the_directions(shape
     assert inner.diagonal().min() > 0.6
 
 
+def test_each_matrix_of_a_stack_is_taken_alone() -> None:
+    matrices = torch.randn(2, 8, 24, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1e3]).view(
+        2, 1, 1
+    )
+    alone = torch.stack([orthogonalise(matrix) for matrix in matrices])
+    torch.testing.assert_close(orthogonalise(matrices), alone, rtol=0, atol=1e-4)
+
+
 def test_what_counts_as_a_matrix() -> None:
     assert is_matrix(torch.zeros(16, 4, 3, 3))
     assert is_matrix(torch.zeros(8, 8))
