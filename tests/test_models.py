@@ -357,6 +357,8 @@ def test_the_direction_says_who_moves(direction: str, small_cfg: BSAFusionCfg, r
     for step in alignment.steps:
         assert (step.field_fixed.abs().max() > 1e-3) == (direction != "forward")
         assert (step.field_moving.abs().max() > 1e-3) == (direction != "reverse")
+    first = alignment.steps[0]  # whoever moves, it takes up what was found between the two
+    torch.testing.assert_close(first.field_moving - first.field_fixed, first.velocity)
     if direction == "forward":
         grid = alignment.steps[-1].field_moving
         torch.testing.assert_close(alignment.displacement[..., ::2, ::2], 2 * grid, rtol=0, atol=1e-4)
