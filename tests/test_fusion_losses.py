@@ -125,6 +125,18 @@ def test_a_batch_has_the_mean_of_its_images() -> None:
     assert terms(*together) == pytest.approx(np.mean([terms(*first), terms(*second)], axis=0).tolist())
 
 
+@pytest.mark.parametrize("level", [0.0, 0.4, 1.0])
+def test_equal_flat_images_lose_nothing(level: float) -> None:
+    flat = torch.full((1, 1, 64, 64), level, dtype=torch.float64)
+    lost = [
+        fusion_losses.visibility_loss(flat, flat, flat),
+        fusion_losses.salience_loss(flat, flat, flat),
+        *fusion_losses.structure_losses(flat, flat, flat),
+        *fusion_losses.information_losses(flat, flat, flat),
+    ]
+    assert [float(value) for value in lost] == pytest.approx([0] * len(lost), abs=1e-6)
+
+
 def test_gradients_are_finite_where_images_are_flat_or_black() -> None:
     black = torch.zeros(1, 1, 64, 64)
     patch = black.clone()

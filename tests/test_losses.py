@@ -115,6 +115,8 @@ def test_a_remapped_contrast_has_no_modality() -> None:
     ce1, ce2 = losses.modality_losses(representation(logits, judged), fixed, moving)
     assert float(ce1) == pytest.approx(0, abs=1e-6)
     assert float(ce2) == pytest.approx(math.log(2), abs=1e-6)
+    swapped = representation(logits[2:] + logits[:2], judged[2:] + judged[:2])  # either image may be the remapped one
+    torch.testing.assert_close(losses.modality_losses(swapped, moving, fixed), (ce1, ce2))
     nobody = torch.tensor([-1, -1])
     assert [float(term) for term in losses.modality_losses(representation(logits, judged), nobody, nobody)] == [0, 0]
 

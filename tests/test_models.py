@@ -687,6 +687,18 @@ def test_injection_adds_the_other_images_mfrh() -> None:
     torch.testing.assert_close(out.plain, (fixed, moving))
 
 
+def test_after_transfer_each_image_looks_at_the_other(randomise: Randomise) -> None:
+    stage = randomise(small_representation(inject=False, cross_blocks=2))
+    stage.classifier, stage.transfer = MeanClassifier(), nn.ModuleList([nn.Identity()])
+    maps = torch.randn(2, 3, 16, 4, 5).unbind(0)
+    a, b = (tokens.flatten(2).mT for tokens in maps)
+    places = (wave_positions((4, 5), 16, a),) * 2
+    for block in stage.cross:
+        a, b = block(a, b, places), block(b, a, places)
+    expected = tuple(tokens.mT.unflatten(2, (4, 5)) for tokens in (a, b))
+    torch.testing.assert_close(stage(*maps).matched, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("per_modality", [True, False])
 def test_sides_share_the_transfer_unless_asked(per_modality: bool) -> None:
     stage = small_representation(transfer_per_modality=per_modality)
