@@ -350,6 +350,11 @@ def test_an_image_of_another_batch_or_dimension_is_refused(shape: tuple[int, ...
         warp(torch.zeros(shape), torch.zeros(1, 2, 4, 5))
 
 
+def test_whole_numbers_are_refused_where_they_would_be_interpolated() -> None:
+    with pytest.raises(ValueError, match=r"image holds torch\.uint8; expected floating point"):
+        warp(torch.zeros(1, 1, 4, 5, dtype=torch.uint8), torch.zeros(1, 2, 4, 5), mode="nearest")
+
+
 def test_resizing_to_another_number_of_axes_is_refused() -> None:
     with pytest.raises(ValueError, match="has 3 axes; the field has 2"):
         resize_field(torch.zeros(1, 2, 4, 5), shape=(4, 5, 6))

@@ -622,6 +622,12 @@ def test_folds_of_a_linear_map(matrix: Array) -> None:
     assert found.share == (1.0 if determinant <= 0 else 0.0)
 
 
+def test_an_axis_of_one_voxel_has_no_folds_to_count() -> None:
+    with pytest.raises(ValueError, match="expected two voxels along each axis"):
+        folds(np.zeros((2, 1, 9)))
+    assert folds(np.zeros((2, 2, 9))).minimum == 1
+
+
 def test_folds_of_a_scaled_volume() -> None:
     found = folds(affine_field(2 * np.eye(3), shape=(4, 5, 6)))
     assert (found.share, found.minimum) == (0.0, pytest.approx(8))
@@ -739,3 +745,6 @@ def test_head_mask_ignores_scale_and_offset_and_knows_nothing_of_a_flat_image() 
         head_mask(image, image[:-1])
     with pytest.raises(ValueError, match="expected one grid"):
         head_mask(1.0)
+    for unfit in (np.zeros((0, 4)), np.where(image > image.mean(), image, np.inf)):
+        with pytest.raises(ValueError, match="is empty or holds NaN or infinite values"):
+            head_mask(unfit)

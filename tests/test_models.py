@@ -39,6 +39,7 @@ from bsafusion.models.layers import (
     wave_positions,
 )
 from bsafusion.models.representation import ModalityRepresentation, RepresentationCfg
+from bsafusion.refinement import Refinement
 from pairs import known_network
 
 Randomise = Callable[[nn.Module], Any]
@@ -285,8 +286,13 @@ def test_equal_images_stay_where_they_are(small_cfg: BSAFusionCfg, randomise: Ra
     assert alignment.displacement.abs().max() < 1e-3
 
 
-def test_mirror_images_get_the_mirrored_field(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
-    model = randomise(BSAFusion(small_cfg))
+@pytest.mark.parametrize("encoder", ["pyramid", "restormer"])
+def test_mirror_images_get_the_mirrored_field(encoder: str, small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    cfg = small_cfg
+    if encoder == "restormer":  # it has tokens alone, for steps at their stride
+        alignment = replace(cfg.alignment, steps=("affine", "1/16"))
+        cfg = replace(cfg, encoder=small_paper().encoder, alignment=alignment)
+    model = randomise(BSAFusion(cfg))
     fixed, moving = images((65, 81))  # a size that needs no border: the mirror image of the border is another one
     plain = model.predict(fixed, moving, mirrored=True).alignment
     mirror = model.predict(fixed.flip(-1), moving.flip(-1), mirrored=True).alignment
@@ -379,6 +385,20 @@ def test_paper_steps_add_up(randomise: Randomise) -> None:
         # Of its own each step finds one voxel for either image.
         expected = torch.full((1, 2, 64 // stride + 1, 80 // stride + 1), 2.0)
         torch.testing.assert_close(step.velocity, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_what_the_paper_preset_cannot_do_is_refused_and_what_it_can_leave_is_left(randomise: Randomise) -> None:
+    model, pair = randomise(BSAFusion(small_paper())), images()
+    for options, message in (({"mirrored": True}, "mirror images"), ({"refine": Refinement(1)}, "no descriptors")):
+        with pytest.raises(ValueError, match=message):
+            model.predict(*pair, **options)
+    with pytest.raises(ValueError, match="no assessment"):
+        model.alignment.start_assessing()
+    left = model.predict(*pair, aligned_already=True)
+    torch.testing.assert_close(left.aligned, pair[1], rtol=0, atol=1e-5)
+    assert not left.alignment.displacement.any()
+    assert not left.alignment.inverse.any()
+    assert left.alignment.similarity is None
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -586,7 +606,18 @@ def test_options_survive_json(cfg: BSAFusionCfg) -> None:
         (FusionCfg, {"hidden": 0}, "at least 1"),
         (FusionCfg, {"layers": 0}, "at least 1"),
         (FusionCfg, {"widths": (8, 8)}, "one width each"),
+        (EncoderCfg, {"kind": "vit"}, "expected restormer or pyramid"),
+        (FusionCfg, {"kind": "sum"}, "expected restormer or weights"),
+        (FusionCfg, {"inner": (8, 8, 8)}, "expected one value each"),
         (BSAFusionCfg, {"representation": RepresentationCfg(dim=64)}, "96 channels.*expects 64"),
+        (BSAFusionCfg, {"working_side": 32}, "at least 33"),
+        (BSAFusionCfg, {"encoder": EncoderCfg(kind="restormer", widths=(96,))}, "needs the pyramid encoder"),
+        (BSAFusionCfg, {"alignment": AlignmentCfg(kind="attention", steps=("1/8",))}, "must be 1/16 .not 1/8."),
+        (
+            BSAFusionCfg,
+            {"alignment": AlignmentCfg(kind="attention", steps=("1/16",))},
+            r"with 96 channels \(not 64\)",
+        ),
     ],
 )
 def test_options_that_make_no_network_are_refused(kind: type, options: dict[str, Any], message: str) -> None:

@@ -54,6 +54,23 @@ def test_the_first_step_has_adams_size() -> None:
     assert torch.allclose(vector.detach(), -0.1 * vector.grad.sign(), atol=1e-4)
 
 
+def test_matrices_alone_and_the_rest_alone_take_the_steps_that_they_take_together() -> None:
+    def stepped(matrix: bool, vector: bool) -> list[torch.Tensor]:
+        parameters = [nn.Parameter(torch.ones(8, 9)), nn.Parameter(torch.ones(5))]
+        optimizer = Muon(parameters, lr=0.1, weight_decay=0.1)
+        for _ in range(2):
+            for parameter, reached in zip(parameters, (matrix, vector), strict=True):
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+                parameter.grad = noise if reached else None
+            optimizer.step()
+        return [parameter.detach() for parameter in parameters]
+
+    both = stepped(True, True)
+    assert torch.equal(stepped(True, False)[0], both[0])
+    assert torch.equal(stepped(False, True)[1], both[1])
+    assert all(torch.equal(left, torch.ones_like(left)) for left in stepped(False, False))
+
+
 def test_weight_decay_shrinks_and_a_parameter_without_gradient_stays() -> None:
     decayed, untouched = nn.Parameter(torch.ones(8, 8)), nn.Parameter(torch.ones(8, 8))
     optimizer = Muon([decayed, untouched], lr=0.5, weight_decay=0.1)
