@@ -195,7 +195,12 @@ def test_images_that_are_aligned_already_take_no_step(small_cfg: BSAFusionCfg, r
 
 @pytest.mark.parametrize(
     ("fixed", "moving"),
-    [((1, 1, 40, 40), (1, 1, 40, 41)), ((1, 1, 40, 40), (1, 2, 40, 40)), ((1, 40, 40), (1, 40, 40))],
+    [
+        ((1, 1, 40, 40), (1, 1, 40, 41)),
+        ((1, 1, 40, 40), (1, 2, 40, 40)),
+        ((1, 40, 40), (1, 40, 40)),
+        ((1, 1, 31, 40), (1, 1, 31, 40)),
+    ],
 )
 def test_images_that_do_not_belong_together_are_refused(
     fixed: tuple[int, ...], moving: tuple[int, ...], small_cfg: BSAFusionCfg
@@ -385,6 +390,18 @@ def test_paper_steps_add_up(randomise: Randomise) -> None:
         # Of its own each step finds one voxel for either image.
         expected = torch.full((1, 2, 64 // stride + 1, 80 // stride + 1), 2.0)
         torch.testing.assert_close(step.velocity, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_each_side_of_the_paper_preset_looks_from_its_own_image(randomise: Randomise) -> None:
+    cfg = small_paper()
+    model = randomise(BSAFusion(replace(cfg, alignment=replace(cfg.alignment, steps=("1/16",)))))
+    out = model.predict(*images())
+    fixed, moving = out.representation.matched
+    sides = model.alignment.sides
+    with torch.inference_mode():
+        expected = sides["moving"][0](moving, fixed) - sides["fixed"][0](fixed, moving)
+    assert expected.abs().max() > 0.01
+    torch.testing.assert_close(out.alignment.steps[0].velocity, expected)
 
 
 def test_what_the_paper_preset_cannot_do_is_refused_and_what_it_can_leave_is_left(randomise: Randomise) -> None:
