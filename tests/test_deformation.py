@@ -254,6 +254,14 @@ def test_resizing_to_a_finer_grid_and_back_is_exact(smooth_field: Field) -> None
     torch.testing.assert_close(resize_field(there, shape=(9, 13)), field, rtol=0, atol=1e-10)
 
 
+def test_an_axis_of_one_voxel_can_be_resized() -> None:
+    field = torch.zeros(1, 2, 1, 5)
+    field[:, 1] = 2
+    resized = resize_field(field, shape=(3, 9))
+    assert not resized[:, 0].any()
+    torch.testing.assert_close(resized[:, 1], torch.full((1, 3, 9), 4.0))
+
+
 def test_a_resized_field_moves_a_resized_image_alike() -> None:
     image = torch.linspace(0, 1, 33, dtype=torch.float64).expand(1, 1, 33, 33)
     field = torch.full((1, 2, 33, 33), 4.0, dtype=torch.float64)
