@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -188,8 +189,9 @@ def test_settings_change_with_an_image_and_not_with_the_folder(pairs_csv: Path, 
 
 
 def test_ids_must_name_folders_and_be_unique(pairs_csv: Path, tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"id '\.\./x' cannot be the name of a folder"):
-        Benchmark(copied(pairs_csv, tmp_path / "a", slice="../x"), CFG)
+    for name in ("../x", "..", "."):
+        with pytest.raises(EvaluationError, match=rf"id '{re.escape(name)}' cannot be the name of a folder"):
+            Benchmark(copied(pairs_csv, tmp_path / "a", slice=name), CFG)
     with pytest.raises(EvaluationError, match=r"id '5' stands twice in pet-mri"):
         Benchmark(copied(pairs_csv, tmp_path / "b", slice="5", split="train"), replace(CFG, split="train"))
 

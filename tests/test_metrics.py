@@ -382,6 +382,12 @@ def test_scd_is_two_for_a_sum_of_uncorrelated_sources() -> None:
     assert metrics.scd(fixed, moving, (fixed + moving) / 2) == pytest.approx(math.sqrt(2))
 
 
+def test_of_two_sources_that_got_through_alike_viff_looks_at_the_moving_one() -> None:
+    flat = np.full((64, 80), 90.0)  # a flat fused image has a gain of 0 from either
+    assert metrics.viff(textured(1), flat, flat) == pytest.approx(1)
+    assert metrics.viff(flat, textured(1), flat) == pytest.approx(0, abs=1e-4)
+
+
 def test_raised_contrast_gives_a_vif_above_one() -> None:
     image = textured(4) / 2
     assert metrics.vif_sum(image, image, 2 * image) > 2.05
