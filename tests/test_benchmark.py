@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PictureImage
 
 from bsafusion.benchmark import (
     CORRUPTIONS,
+    PROTOCOL,
     SUITES,
     Benchmark,
     Corruption,
@@ -25,6 +28,7 @@ from bsafusion.datasets import MISALIGNMENTS, validation_batch
 from bsafusion.io import read_image
 from bsafusion.scoring import grey_levels
 from conftest import SIDE
+from pairs import write_volume
 
 CFG = EvaluationCfg(side=SIDE, draws=2)
 
@@ -99,6 +103,16 @@ def test_every_corruption_is_drawn_of_either_image() -> None:
     assert drawn[0] == draw_corruption(0, 0)
 
 
+def test_what_is_drawn_changes_only_with_the_protocol() -> None:
+    assert PROTOCOL == 1
+    drawn = [draw_corruption(*place) for place in ((0, 0), (7, 2), (1, 0))]
+    assert [(str(c), round(c.strength, 6), round(c.place, 6), c.seed) for c in drawn] == [
+        ("bias moving", 0.680185, 0.14416, 1767258089),
+        ("noise moving", 0.064907, 0.791949, 1077728583),
+        ("slab fixed", 0.191784, 0.507633, 1104591634),
+    ]
+
+
 def test_noise_has_its_standard_deviation() -> None:
     noisy = corrupt(np.full((200, 200), 0.5, np.float32), Corruption("noise", "fixed", 0.1, 0.5, 3))
     assert noisy.std() == pytest.approx(0.1, rel=0.02)
@@ -111,6 +125,8 @@ def test_a_bias_is_a_slope_along_its_direction() -> None:
     assert along_columns[:, 0] == pytest.approx(0.5 * 0.6)
     assert along_columns[:, 40] == pytest.approx(0.5)
     assert along_columns[:, -1] == pytest.approx(0.5 * 1.4)
+    along_rows = corrupt(grey, Corruption("bias", "fixed", 0.4, 0.25, 0))
+    assert along_rows == pytest.approx(along_columns.T, abs=1e-6)
 
 
 def test_a_slab_is_missing_where_it_was_placed() -> None:
@@ -151,6 +167,18 @@ def test_pairs_of_another_size_are_scored_on_the_grid_of_the_evaluation(pairs_cs
     assert np.allclose(fixed / 255, smaller.inputs(case).fixed, atol=1e-6)
 
 
+def test_a_scan_has_no_levels_that_it_must_use(pairs_csv: Path, tmp_path: Path) -> None:
+    """Where a picture would be refused as too dim: a scan is stretched for the methods and for the metrics alike."""
+    changed = copied(pairs_csv, tmp_path, fixed="scan.nii.gz")
+    values = np.asarray(PictureImage.open(changed.parent / "7-mri.png").convert("L"), dtype=np.float32).T / 1000
+    write_volume(changed.parent / "scan.nii.gz", values[..., None], np.diag([-1.0, -1.0, 1.0, 1.0]))
+    benchmark = Benchmark(changed, CFG)
+    case = next(case for case in benchmark.cases(1) if case.id == "7")
+    levels = benchmark.sources(case)[0]
+    assert (levels.min(), levels.max()) == (0, 255)
+    assert np.abs(levels / 255 - benchmark.inputs(case).fixed).max() < 0.01
+
+
 def test_settings_change_with_an_image_and_not_with_the_folder(pairs_csv: Path, tmp_path: Path) -> None:
     here = Benchmark(pairs_csv, CFG).settings()
     elsewhere = Benchmark(copied(pairs_csv, tmp_path / "a"), CFG).settings()
@@ -161,8 +189,9 @@ def test_settings_change_with_an_image_and_not_with_the_folder(pairs_csv: Path, 
 
 
 def test_ids_must_name_folders_and_be_unique(pairs_csv: Path, tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"id '\.\./x' cannot be the name of a folder"):
-        Benchmark(copied(pairs_csv, tmp_path / "a", slice="../x"), CFG)
+    for name in ("../x", "..", "."):
+        with pytest.raises(EvaluationError, match=rf"id '{re.escape(name)}' cannot be the name of a folder"):
+            Benchmark(copied(pairs_csv, tmp_path / "a", slice=name), CFG)
     with pytest.raises(EvaluationError, match=r"id '5' stands twice in pet-mri"):
         Benchmark(copied(pairs_csv, tmp_path / "b", slice="5", split="train"), replace(CFG, split="train"))
 

@@ -264,6 +264,14 @@ def test_resizing_to_a_finer_grid_and_back_is_exact(smooth_field: Field) -> None
     torch.testing.assert_close(resize_field(there, shape=(9, 13)), field, rtol=0, atol=1e-10)
 
 
+def test_an_axis_of_one_voxel_can_be_resized() -> None:
+    field = torch.zeros(1, 2, 1, 5)
+    field[:, 1] = 2
+    resized = resize_field(field, shape=(3, 9))
+    assert not resized[:, 0].any()
+    torch.testing.assert_close(resized[:, 1], torch.full((1, 3, 9), 4.0))
+
+
 def test_a_resized_field_moves_a_resized_image_alike() -> None:
     image = torch.linspace(0, 1, 33, dtype=torch.float64).expand(1, 1, 33, 33)
     field = torch.full((1, 2, 33, 33), 4.0, dtype=torch.float64)
@@ -365,6 +373,11 @@ def test_fields_on_two_grids_are_not_composed() -> None:
         compose(torch.zeros(1, 2, 4, 5), torch.zeros(1, 2, 5, 4))
 
 
+def test_whole_numbers_are_refused_where_they_would_be_interpolated() -> None:
+    with pytest.raises(ValueError, match=r"image holds torch\.uint8; expected floating point"):
+        warp(torch.zeros(1, 1, 4, 5, dtype=torch.uint8), torch.zeros(1, 2, 4, 5), mode="nearest")
+
+
 def test_resizing_to_another_number_of_axes_is_refused() -> None:
     with pytest.raises(ValueError, match="has 3 axes; the field has 2"):
         resize_field(torch.zeros(1, 2, 4, 5), shape=(4, 5, 6))
@@ -377,7 +390,7 @@ def test_resizing_to_another_number_of_axes_is_refused() -> None:
         (torch.zeros(3, 4, 5), "one component per spatial axis"),
         (torch.zeros(2, 4, 5, dtype=torch.float64), "float32"),
         (torch.full((2, 4, 5), math.nan), "NaN"),
-        (torch.full((2, 4, 5), math.inf), "infinite"),
+        (torch.zeros(2, 4, 5).index_fill(2, torch.tensor([3]), math.inf), "infinite"),
     ],
 )
 def test_a_deformation_field_is_valid_once_constructed(displacement: Tensor, message: str) -> None:
@@ -390,14 +403,15 @@ def test_a_frame_says_what_its_grid_is() -> None:
         shape=(64, 48),
         spacing=(1.5, 2.0),
         origin=np.array([-30.0, 12.0, 80.0]),
-        x_axis=np.array([1.0, 0.0, 0.0]),
-        y_axis=np.array([0.0, np.sin(0.1), -np.cos(0.1)]),  # coronal, a little tilted
+        x_axis=np.array([np.cos(0.2), np.sin(0.2) * np.cos(0.1), np.sin(0.2) * np.sin(0.1)]),
+        y_axis=np.array([0.0, np.sin(0.1), -np.cos(0.1)]),  # coronal, tilted about both axes
         through=np.array([0.0, 3.0, 0.0]),
     )
     frame = MovingFrame.of(placed)
     assert (frame.positioned, frame.spacing) == (True, None)
     assert frame.across == pytest.approx(across, abs=1e-3)
-    assert across == pytest.approx(12 + 63 * np.sin(0.1))  # half of 63 steps of 2 mm
+    # Half of 63 steps of 2 mm down and half of 47 steps of 1.5 mm to the right.
+    assert across == pytest.approx(12 + 63 * np.sin(0.1) + 47 * 0.75 * np.sin(0.2) * np.cos(0.1))
     unplaced = Geometry((64, 48), (1.5, 2.0), (0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)), positioned=False)
     assert MovingFrame.of(unplaced) == MovingFrame(True, (64, 48), False, spacing=(1.5, 2.0))
     assert MovingFrame.of(Geometry.picture((64, 48))) == MovingFrame(False, (64, 48))

@@ -164,6 +164,15 @@ def test_nothing_is_said_before_training_and_what_is_said_scales_with_the_image(
     assert model.predict(image, image, aligned_already=True).alignment.assessed_error is None
 
 
+def test_the_assessment_trains_nothing_but_itself(small_cfg: BSAFusionCfg) -> None:
+    model = BSAFusion(small_cfg).train()
+    model.alignment.start_assessing()
+    model.match(*torch.rand(2, 1, 1, 65, 65)).alignment.assessed_error.sum().backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached
+    assert all(name.startswith("alignment.assessment.") for name in reached)
+
+
 @pytest.mark.parametrize("options", [{"assessment": 0}, {"steps": ("affine",)}])
 def test_a_network_without_the_head_cannot_train_it(small_cfg: BSAFusionCfg, options: dict[str, object]) -> None:
     alignment: AlignmentCfg = replace(small_cfg.alignment, **options)  # type: ignore[arg-type]

@@ -39,6 +39,7 @@ def load(path: str) -> ModuleType:
 
 
 trust, pages = load("benchmarks/trust.py"), load("scripts/write_figures.py")
+alignment = load("benchmarks/alignment.py")
 
 
 # --- the pages that are kept ---
@@ -69,6 +70,17 @@ def test_the_pages_are_what_the_kept_results_give(copy: Path, monkeypatch: pytes
     trust.report(trust.read_measured(alignment_sha256(model.network)), model.trust, model.record.name)
     for page in (*PAGES, "docs/trust_curve.svg"):
         assert (copy / page).read_bytes() == (ROOT / page).read_bytes(), page
+
+
+def test_the_shipped_weights_align_the_shipped_pairs_as_the_kept_results_say() -> None:
+    """What the tests of a network as drawn cannot see: one that computes something else than when it was trained."""
+    kept, model = json.loads((ROOT / "benchmarks/results/alignment.json").read_text()), pipeline.load_model()
+    assert kept["sha256"] == model.record.sha256
+    found = alignment.measure_samples(model)
+    assert list(found) == list(kept["samples"])
+    for name, of in kept["samples"].items():
+        assert found[name].pop("status") == of.pop("status"), name
+        assert found[name] == pytest.approx(of, rel=0.02), name
 
 
 # --- sentences on limits and fusion ---

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
@@ -113,6 +115,8 @@ def test_a_remapped_contrast_has_no_modality() -> None:
     ce1, ce2 = losses.modality_losses(representation(logits, judged), fixed, moving)
     assert float(ce1) == pytest.approx(0, abs=1e-6)
     assert float(ce2) == pytest.approx(math.log(2), abs=1e-6)
+    swapped = representation(logits[2:] + logits[:2], judged[2:] + judged[:2])  # either image may be the remapped one
+    torch.testing.assert_close(losses.modality_losses(swapped, moving, fixed), (ce1, ce2))
     nobody = torch.tensor([-1, -1])
     assert [float(term) for term in losses.modality_losses(representation(logits, judged), nobody, nobody)] == [0, 0]
 
@@ -234,6 +238,45 @@ def test_affine_matches_count_where_the_fixed_image_has_its_head() -> None:
     assert height * width == logits.shape[1]
 
 
+def test_affine_matches_against_a_loop_over_tokens() -> None:
+    """A known map that is no shift, so that places count; its inverse is known as well."""
+    rows, columns, side = 9, 10, 16
+    shape = (side * (rows - 1) + 1, side * (columns - 1) + 1)
+    c, s = 0.95 * math.cos(0.15), 0.95 * math.sin(0.15)
+    linear, shift = np.array([[c, -s], [s, c]]), np.array([5.0, -8.0])
+    middle = (np.array(shape) - 1) / 2
+    matrix = torch.from_numpy(np.column_stack([linear, shift]))[None]
+    y, x = np.indices(shape)
+    mask = np.clip(1 - np.hypot(y - middle[0], x - middle[1] - 7) / 50, 0, None)  # nothing of it lies near the border
+    logits = np.random.default_rng(0).normal(size=(rows * columns, rows * columns))
+    places = side * np.stack(np.unravel_index(np.arange(rows * columns), (rows, columns)), axis=1)
+
+    def loss(maps_to: Callable[[NDArray], NDArray], scores: NDArray, weight: Callable[[NDArray], float]) -> float:
+        total = weights = 0.0
+        for index, place in enumerate(places):
+            distance = np.abs(maps_to(place) - places) / side
+            label = np.clip(1 - distance, 0, None).prod(axis=1)
+            if label.sum() > 0.5:
+                log_probability = scores[index] - np.log(np.exp(scores[index]).sum())
+                total -= weight(place) * (label * log_probability).sum()
+                weights += weight(place)
+        return total / weights
+
+    def there(place: NDArray) -> NDArray:  # from the moving image to the fixed one
+        return middle + linear @ (place - middle) + shift
+
+    def back(place: NDArray) -> NDArray:
+        return middle + np.linalg.solve(linear, place - middle - shift)
+
+    def at(place: NDArray) -> float:
+        return float(ndimage.map_coordinates(mask, place[:, None], order=1, mode="nearest")[0])
+
+    expected = (loss(back, logits, at) + loss(there, logits.T, lambda place: at(there(place)))) / 2
+    step = Step("affine", *[torch.zeros(1, 2, rows, columns)] * 3, torch.from_numpy(logits)[None], (ONES, ONES))
+    found = losses.match_loss(alignment_of(step), affine_field(matrix, shape=shape), torch.from_numpy(mask)[None, None])
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["1/16", "1/4", "1/2"])
 def test_a_window_should_match_the_known_partner(name: str) -> None:
     radius, span, stride = 3, 7, STEP_STRIDES[name]
@@ -252,6 +295,11 @@ def test_a_window_should_match_the_known_partner(name: str) -> None:
     assert loss(0, 0, fixed=(stride, 0), moving=(-stride, stride)) < 1e-6
     # A partner beyond the window teaches nothing.
     assert loss(0, 0, moving=(8 * stride, 0)) == 0
+    known = known.clone()
+    known[..., 40:] = -8 * stride  # nor does it count as known: of the rest no place is told from another
+    logits = torch.zeros(1, span * span, *shape, dtype=torch.float64)
+    even = losses.match_loss(alignment_of(step_at(name, logits=logits)), known, ONES)
+    assert float(even) == pytest.approx(math.log(span**2))
 
 
 def test_half_a_voxel_is_matched_half_and_half() -> None:

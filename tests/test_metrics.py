@@ -219,7 +219,8 @@ def slow_piella(fixed: Array, moving: Array, fused: Array) -> tuple[float, float
 
 def test_qs_qw_and_qe_against_a_loop_over_windows() -> None:
     fixed, moving, fused = random_triple((27, 31))
-    fixed[:14, :16], moving[:14, :16] = 90, 20  # some windows are flat in both sources
+    fixed[:14, :16], moving[:14, :16] = 90, 20  # some windows are flat in both sources, some in one alone
+    fixed[15:, :12], moving[:12, 18:] = 50, 70
     qs, qw = slow_piella(fixed, moving, fused)
     edges = [slow_strength(image) / 4 for image in (fixed, moving, fused)]
     assert metrics.qs(fixed, moving, fused) == pytest.approx(qs, rel=1e-9)
@@ -308,6 +309,10 @@ def test_three_equal_images() -> None:
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert found["qabf"] == pytest.approx(EDGE_MAXIMUM, rel=1e-3)
     assert found["mi_bits"] == pytest.approx(2 * found["en"])
+    spot = np.zeros((8, 8))
+    spot[3, 4] = 200  # little to know, but all of it is kept
+    assert 0 < metrics.en(spot, spot, spot) < 0.2
+    assert metrics.nmi(spot, spot, spot) == pytest.approx(2)
 
 
 @pytest.mark.parametrize("level", [0.0, 100.0, 254.7, 255.0])
@@ -377,6 +382,12 @@ def test_scd_is_two_for_a_sum_of_uncorrelated_sources() -> None:
     assert metrics.scd(fixed, moving, (fixed + moving) / 2) == pytest.approx(math.sqrt(2))
 
 
+def test_of_two_sources_that_got_through_alike_viff_looks_at_the_moving_one() -> None:
+    flat = np.full((64, 80), 90.0)  # a flat fused image has a gain of 0 from either
+    assert metrics.viff(textured(1), flat, flat) == pytest.approx(1)
+    assert metrics.viff(flat, textured(1), flat) == pytest.approx(0, abs=1e-4)
+
+
 def test_raised_contrast_gives_a_vif_above_one() -> None:
     image = textured(4) / 2
     assert metrics.vif_sum(image, image, 2 * image) > 2.05
@@ -437,6 +448,19 @@ def test_every_metric_has_a_docstring_and_a_direction() -> None:
     for name in ALL_METRICS:
         assert getattr(metrics, name).__name__ == name
         assert getattr(metrics, name).__doc__
+
+
+def test_fields_are_computed_in_double_precision() -> None:
+    known, recovered = (x.astype(np.float32) for x in (affine_field(rotation(7)), affine_field(rotation(-5))))
+    wide = known.astype(np.float64), recovered.astype(np.float64)
+    np.testing.assert_array_equal(endpoint_error(known, recovered), endpoint_error(*wide))
+    assert folds(known) == folds(wide[0])
+    assert draw_consistency([known, recovered]) == draw_consistency(wide)
+    points = np.array([[20.25, 30.5]], dtype=np.float32)
+    np.testing.assert_array_equal(
+        target_registration_error(points, points, recovered),
+        target_registration_error(points.astype(np.float64), points.astype(np.float64), wide[1]),
+    )
 
 
 def test_bytes_are_computed_in_float() -> None:
@@ -604,6 +628,12 @@ def test_folds_of_a_linear_map(matrix: Array) -> None:
     assert found.share == (1.0 if determinant <= 0 else 0.0)
 
 
+def test_an_axis_of_one_voxel_has_no_folds_to_count() -> None:
+    with pytest.raises(ValueError, match="expected two voxels along each axis"):
+        folds(np.zeros((2, 1, 9)))
+    assert folds(np.zeros((2, 2, 9))).minimum == 1
+
+
 def test_folds_of_a_scaled_volume() -> None:
     found = folds(affine_field(2 * np.eye(3), shape=(4, 5, 6)))
     assert (found.share, found.minimum) == (0.0, pytest.approx(8))
@@ -668,10 +698,18 @@ def test_what_is_not_a_field_is_refused(field: Array, message: str) -> None:
         folds(field)
 
 
+def test_the_field_that_cannot_be_used_is_named() -> None:
+    good, bad = constant_field(0.0, 0.0), constant_field(0.0, math.nan)
+    for names, measure in ((("known", "recovered"), endpoint_error), (("forward", "backward"), inverse_consistency)):
+        for name, pair in zip(names, ((bad, good), (good, bad)), strict=True):
+            with pytest.raises(ValueError, match=f"^{name} holds NaN"):
+                measure(*pair)
+
+
 def test_fields_of_two_grids_and_bad_spacing_are_refused() -> None:
     with pytest.raises(ValueError, match="expected one grid"):
         endpoint_error(np.zeros((2, 8, 8)), np.zeros((2, 8, 9)))
-    for spacing in [(1.0,), (1.0, 0.0), (1.0, math.nan)]:
+    for spacing in [(1.0,), (1.0, 0.0), (1.0, math.nan), (math.inf, 1.0)]:
         with pytest.raises(ValueError, match="expected 2 positive numbers in mm"):
             endpoint_error(np.zeros((2, 8, 8)), np.zeros((2, 8, 8)), spacing=spacing)
 
@@ -711,3 +749,8 @@ def test_head_mask_ignores_scale_and_offset_and_knows_nothing_of_a_flat_image() 
     assert not head_mask(np.full((32, 32), 0.1)).any()
     with pytest.raises(ValueError, match="bring the moving image onto the fixed grid"):
         head_mask(image, image[:-1])
+    with pytest.raises(ValueError, match="expected one grid"):
+        head_mask(1.0)
+    for unfit in (np.zeros((0, 4)), np.where(image > image.mean(), image, np.inf)):
+        with pytest.raises(ValueError, match="is empty or holds NaN or infinite values"):
+            head_mask(unfit)

@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bsafusion import weights
 from bsafusion.deformation import affine_field, compose, identity_grid, integrate, warp
 from bsafusion.models.alignment import (
     AffineStep,
     AlignmentCfg,
+    CrossAttention,
     Direction,
     local_correlation,
     mirror_field,
@@ -26,8 +28,18 @@ from bsafusion.models.alignment import (
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default, in_colour, paper, working_shape
 from bsafusion.models.encoder import EncoderCfg
 from bsafusion.models.fusion import FusionCfg
-from bsafusion.models.layers import ChannelNorm, CrossBlock, TransformerBlock, gelu, join, wave_positions
+from bsafusion.models.layers import (
+    ChannelNorm,
+    CrossBlock,
+    RestormerBlock,
+    TransformerBlock,
+    TransposedAttention,
+    gelu,
+    join,
+    wave_positions,
+)
 from bsafusion.models.representation import ModalityRepresentation, RepresentationCfg
+from bsafusion.refinement import Refinement
 from pairs import known_network
 
 Randomise = Callable[[nn.Module], Any]
@@ -88,6 +100,11 @@ def test_the_default_preset_is_small() -> None:
     assert gflop(default()) <= 27 / 4
 
 
+def test_the_default_preset_is_that_of_the_shipped_weights() -> None:
+    record, _ = weights.find(weights.DEFAULT)
+    assert BSAFusionCfg.from_dict(record.config) == default()
+
+
 # --- sizes ----------------------------------------------------------------------------------------
 
 
@@ -129,6 +146,20 @@ def test_the_working_shape(shape: tuple[int, int], expected: tuple[int, int]) ->
     assert working_shape(shape, 257) == expected
 
 
+def test_the_border_is_repeated_up_to_whole_strides(small_cfg: BSAFusionCfg) -> None:
+    image, _ = images((66, 75))
+    padded = BSAFusion(small_cfg).eval().to_working(image)
+    expected = F.pad(image, (0, 6, 0, 15), mode="replicate")
+    assert torch.equal(padded, expected)
+
+
+def test_a_large_image_is_smoothed_before_it_is_reduced(small_cfg: BSAFusionCfg) -> None:
+    checker = (torch.arange(161)[:, None] + torch.arange(161)) % 2
+    reduced = BSAFusion(small_cfg).eval().to_working(checker[None, None].float())
+    assert reduced.shape == (1, 1, 81, 81)
+    assert (reduced[..., 1:-1, 1:-1] - 0.5).abs().max() < 0.01
+
+
 def test_the_field_is_brought_to_full_resolution(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
     """Twice as many pixels over the same extent: the same map, in pixels half as large."""
     model = randomise(BSAFusion(small_cfg))
@@ -164,7 +195,14 @@ def test_images_that_are_aligned_already_take_no_step(small_cfg: BSAFusionCfg, r
 
 @pytest.mark.parametrize(
     ("fixed", "moving"),
-    [((1, 1, 40, 40), (1, 1, 40, 41)), ((1, 1, 40, 40), (1, 2, 40, 40)), ((1, 40, 40), (1, 40, 40))],
+    [
+        ((1, 1, 40, 40), (1, 1, 40, 41)),
+        ((1, 1, 40, 40), (1, 2, 40, 40)),
+        ((1, 40, 40), (1, 40, 40)),
+        ((1, 1, 40, 40), (1, 1, 41, 40)),
+        ((1, 1, 40, 40), (2, 1, 40, 40)),
+        ((1, 1, 31, 40), (1, 1, 31, 40)),
+    ],
 )
 def test_images_that_do_not_belong_together_are_refused(
     fixed: tuple[int, ...], moving: tuple[int, ...], small_cfg: BSAFusionCfg
@@ -255,8 +293,13 @@ def test_equal_images_stay_where_they_are(small_cfg: BSAFusionCfg, randomise: Ra
     assert alignment.displacement.abs().max() < 1e-3
 
 
-def test_mirror_images_get_the_mirrored_field(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
-    model = randomise(BSAFusion(small_cfg))
+@pytest.mark.parametrize("encoder", ["pyramid", "restormer"])
+def test_mirror_images_get_the_mirrored_field(encoder: str, small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    cfg = small_cfg
+    if encoder == "restormer":  # it has tokens alone, for steps at their stride
+        alignment = replace(cfg.alignment, steps=("affine", "1/16"))
+        cfg = replace(cfg, encoder=small_paper().encoder, alignment=alignment)
+    model = randomise(BSAFusion(cfg))
     fixed, moving = images((65, 81))  # a size that needs no border: the mirror image of the border is another one
     plain = model.predict(fixed, moving, mirrored=True).alignment
     mirror = model.predict(fixed.flip(-1), moving.flip(-1), mirrored=True).alignment
@@ -278,6 +321,36 @@ def test_a_symmetric_pair_has_nothing_to_disagree_on(small_cfg: BSAFusionCfg, ra
     assert (both.displacement[:, 1] + both.displacement[:, 1].flip(-1)).abs().max() < 1e-3 < across.abs().max()
 
 
+def test_of_both_looks_the_mean_is_taken_and_half_the_difference_told(
+    small_cfg: BSAFusionCfg, randomise: Randomise
+) -> None:
+    """For one step, whose answers are known: those for the images, and those for the mirror images turned back."""
+    alignment = replace(small_cfg.alignment, steps=("affine",), direction="forward", assessment=0)
+    cfg = replace(small_cfg, alignment=alignment)  # only one side moves: the fixed grid is that of the step
+    model, (fixed, moving) = randomise(BSAFusion(cfg)), images()
+    step = model.predict(fixed, moving).alignment.steps[0]
+    plain = step.velocity
+    mirror = mirror_field(model.predict(fixed.flip(-1), moving.flip(-1)).alignment.steps[0].velocity)
+    both = model.predict(fixed, moving, mirrored=True).alignment
+    torch.testing.assert_close(both.steps[0].velocity, (plain + mirror) / 2, rtol=0, atol=1e-5)
+    torch.testing.assert_close(both.steps[0].match_logits, step.match_logits, rtol=0, atol=1e-4)
+    apart = 16 * ((plain - mirror) / 2).norm(dim=1, keepdim=True)
+    torch.testing.assert_close(both.disagreement[..., ::16, ::16], apart, rtol=0, atol=1e-3)
+    assert apart.min() > 0.1
+
+
+def test_of_equal_images_both_looks_expect_the_mean_error_on_a_log_scale(
+    small_cfg: BSAFusionCfg, randomise: Randomise
+) -> None:
+    model, (image, _) = randomise(BSAFusion(small_cfg)), images()  # equal images stay: the maps are the step's own
+    plain, mirror, both = (
+        model.predict(picture, picture, mirrored=mirrored).alignment.expected_error
+        for picture, mirrored in ((image, False), (image.flip(-1), False), (image, True))
+    )
+    torch.testing.assert_close(both, (plain * mirror.flip(-1)).sqrt(), rtol=5e-2, atol=0)
+    assert not torch.allclose(both, both.flip(-1), rtol=0.1)
+
+
 def test_the_two_fields_are_inverse(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
     encoder = replace(small_cfg.encoder, colour=False)
     cfg = replace(small_cfg, encoder=encoder, alignment=replace(small_cfg.alignment, steps=("affine", "1/16")))
@@ -297,6 +370,8 @@ def test_the_direction_says_who_moves(direction: str, small_cfg: BSAFusionCfg, r
     for step in alignment.steps:
         assert (step.field_fixed.abs().max() > 1e-3) == (direction != "forward")
         assert (step.field_moving.abs().max() > 1e-3) == (direction != "reverse")
+    first = alignment.steps[0]  # whoever moves, it takes up what was found between the two
+    torch.testing.assert_close(first.field_moving - first.field_fixed, first.velocity)
     if direction == "forward":
         grid = alignment.steps[-1].field_moving
         torch.testing.assert_close(alignment.displacement[..., ::2, ::2], 2 * grid, rtol=0, atol=1e-4)
@@ -313,6 +388,36 @@ def test_paper_steps_add_up(randomise: Randomise) -> None:
     torch.testing.assert_close(
         alignment.displacement, torch.full_like(alignment.displacement, 62.0), rtol=1e-3, atol=1e-3
     )
+    for step, stride in zip(alignment.steps, (16, 8, 4, 2, 1), strict=True):
+        # Of its own each step finds one voxel for either image.
+        expected = torch.full((1, 2, 64 // stride + 1, 80 // stride + 1), 2.0)
+        torch.testing.assert_close(step.velocity, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_each_side_of_the_paper_preset_looks_from_its_own_image(randomise: Randomise) -> None:
+    cfg = small_paper()
+    model = randomise(BSAFusion(replace(cfg, alignment=replace(cfg.alignment, steps=("1/16",)))))
+    out = model.predict(*images())
+    fixed, moving = out.representation.matched
+    sides = model.alignment.sides
+    with torch.inference_mode():
+        expected = sides["moving"][0](moving, fixed) - sides["fixed"][0](fixed, moving)
+    assert expected.abs().max() > 0.01
+    torch.testing.assert_close(out.alignment.steps[0].velocity, expected)
+
+
+def test_what_the_paper_preset_cannot_do_is_refused_and_what_it_can_leave_is_left(randomise: Randomise) -> None:
+    model, pair = randomise(BSAFusion(small_paper())), images()
+    for options, message in (({"mirrored": True}, "mirror images"), ({"refine": Refinement(1)}, "no descriptors")):
+        with pytest.raises(ValueError, match=message):
+            model.predict(*pair, **options)
+    with pytest.raises(ValueError, match="no assessment"):
+        model.alignment.start_assessing()
+    left = model.predict(*pair, aligned_already=True)
+    torch.testing.assert_close(left.aligned, pair[1], rtol=0, atol=1e-5)
+    assert not left.alignment.displacement.any()
+    assert not left.alignment.inverse.any()
+    assert left.alignment.similarity is None
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -414,6 +519,15 @@ def test_the_affine_step_is_antisymmetric() -> None:
     assert there.diff(n=2, dim=3).abs().max() < 1e-4
 
 
+def test_the_affine_step_of_turned_images_is_turned() -> None:
+    """Rows and columns are alike to it, whichever there are more of."""
+    a, b = (F.normalize(torch.randn(2, 8, 9, 14), dim=1) for _ in range(2))
+    step = AffineStep()
+    velocity, turned = step(a, b)[0], step(a.mT, b.mT)[0]
+    assert velocity.abs().max() > 1e-2
+    torch.testing.assert_close(turned, velocity.mT.flip(1), rtol=0, atol=1e-5)
+
+
 # --- options --------------------------------------------------------------------------------------
 
 
@@ -511,7 +625,18 @@ def test_options_survive_json(cfg: BSAFusionCfg) -> None:
         (FusionCfg, {"hidden": 0}, "at least 1"),
         (FusionCfg, {"layers": 0}, "at least 1"),
         (FusionCfg, {"widths": (8, 8)}, "one width each"),
+        (EncoderCfg, {"kind": "vit"}, "expected restormer or pyramid"),
+        (FusionCfg, {"kind": "sum"}, "expected restormer or weights"),
+        (FusionCfg, {"inner": (8, 8, 8)}, "expected one value each"),
         (BSAFusionCfg, {"representation": RepresentationCfg(dim=64)}, "96 channels.*expects 64"),
+        (BSAFusionCfg, {"working_side": 32}, "at least 33"),
+        (BSAFusionCfg, {"encoder": EncoderCfg(kind="restormer", widths=(96,))}, "needs the pyramid encoder"),
+        (BSAFusionCfg, {"alignment": AlignmentCfg(kind="attention", steps=("1/8",))}, "must be 1/16 .not 1/8."),
+        (
+            BSAFusionCfg,
+            {"alignment": AlignmentCfg(kind="attention", steps=("1/16",))},
+            r"with 96 channels \(not 64\)",
+        ),
     ],
 )
 def test_options_that_make_no_network_are_refused(kind: type, options: dict[str, Any], message: str) -> None:
@@ -550,6 +675,8 @@ def test_the_judge_is_not_trained_but_passes_gradients_on() -> None:
     assert all(not p.requires_grad and p.grad is None for p in stage.judge.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in stage.transfer.parameters())
     assert fixed.grad.abs().sum() > 0
+    stage.judging = False
+    assert stage(fixed, moving).judge_logits is None
 
 
 def test_the_judge_is_a_copy_of_the_classifier_once_refreshed() -> None:
@@ -580,6 +707,18 @@ def test_maps_keep_the_places_of_their_tokens() -> None:
     assert out.logits[0].shape == out.judge_logits[1].shape == (3, 4)
 
 
+def test_positions_are_added_to_the_tokens_of_both_images(randomise: Randomise) -> None:
+    stage = randomise(small_representation(position_grid=3))
+    without = small_representation()
+    without.load_state_dict({name: value for name, value in stage.state_dict().items() if name != "positions"})
+    fixed, moving = torch.randn(2, 2, 16, 4, 5).unbind(0)
+    positions = F.interpolate(stage.positions, size=(4, 5), mode="bilinear", align_corners=True)
+    assert positions.std() > 0.01
+    found, expected = stage(fixed, moving), without.eval()(fixed + positions, moving + positions)
+    for name in ("plain", "matched", "logits"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=name)
+
+
 class MeanClassifier(nn.Module):
     """The mean token as MFRH, the tokens as they are."""
 
@@ -596,6 +735,18 @@ def test_injection_adds_the_other_images_mfrh() -> None:
     expected = (fixed + moving.mean((2, 3), keepdim=True), moving + fixed.mean((2, 3), keepdim=True))
     torch.testing.assert_close(out.matched, expected)
     torch.testing.assert_close(out.plain, (fixed, moving))
+
+
+def test_after_transfer_each_image_looks_at_the_other(randomise: Randomise) -> None:
+    stage = randomise(small_representation(inject=False, cross_blocks=2))
+    stage.classifier, stage.transfer = MeanClassifier(), nn.ModuleList([nn.Identity()])
+    maps = torch.randn(2, 3, 16, 4, 5).unbind(0)
+    a, b = (tokens.flatten(2).mT for tokens in maps)
+    places = (wave_positions((4, 5), 16, a),) * 2
+    for block in stage.cross:
+        a, b = block(a, b, places), block(b, a, places)
+    expected = tuple(tokens.mT.unflatten(2, (4, 5)) for tokens in (a, b))
+    torch.testing.assert_close(stage(*maps).matched, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("per_modality", [True, False])
@@ -699,12 +850,61 @@ def test_attention_written_out_is_torchs() -> None:
     torch.testing.assert_close(block(tokens), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_attention_between_channels_by_its_formula(randomise: Randomise) -> None:
+    attention = randomise(TransposedAttention(8, heads=2)).double()
+    x = torch.randn(2, 8, 5, 3, dtype=torch.float64)
+    rows = attention.to_qkv(x).flatten(2)
+    expected = torch.zeros_like(x).flatten(2)
+    for item in range(2):
+        for head in range(2):
+            q, k, v = (rows[item, start + 4 * head : start + 4 * head + 4] for start in (0, 8, 16))
+            cosines = torch.stack([torch.stack([F.cosine_similarity(a, b, dim=0) for b in k]) for a in q])
+            expected[item, 4 * head : 4 * head + 4] = (cosines * attention.temperature[head]).softmax(1) @ v
+    torch.testing.assert_close(attention(x), attention.project(expected.view_as(x)))
+
+
+def test_cross_attention_between_channels_by_its_formula(randomise: Randomise) -> None:
+    attention = randomise(CrossAttention(4)).double()
+    x, context = torch.randn(2, 1, 4, 5, 3, dtype=torch.float64)
+    q = attention.to_q(x)[0].flatten(1)
+    k, v = attention.to_kv(context)[0].flatten(1).chunk(2)
+    cosines = torch.stack([torch.stack([F.cosine_similarity(a, b, dim=0) for b in k]) for a in q])
+    attended = (cosines * attention.temperature).softmax(1) @ v
+    torch.testing.assert_close(attention(x, context), attention.project(attended.view_as(x)))
+
+
+def test_restormer_blocks_add_to_what_they_are_given(randomise: Randomise) -> None:
+    block = randomise(RestormerBlock(8))
+    x = torch.randn(1, 8, 5, 6)
+    attended = x + block.attention(block.norm_attention(x))
+    forward = block.feed_forward
+    gate, value = forward.expand(block.norm_feed_forward(attended)).chunk(2, dim=1)
+    torch.testing.assert_close(block(x), attended + forward.project(F.gelu(gate) * value))
+
+
 def test_affine_velocity_is_an_affine_field() -> None:
     """Descriptors that are the same everywhere hold no evidence: the step stays at the identity."""
     same = F.normalize(torch.ones(1, 8, 6, 7), dim=1)
     velocity, _ = AffineStep()(same, same)
     zero = affine_field(torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]), shape=(6, 7))
     torch.testing.assert_close(velocity, zero, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_what_is_said_of_an_image_stays_with_it(preset: str, small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
+    model = randomise(BSAFusion(small_cfg if preset == "default" else small_paper()))
+    fixed, moving = images()
+    with torch.no_grad():
+        matched = model.match(fixed, moving)
+        features = [model.encoder(image) for image in (fixed, moving)]
+        expected = model.representation(*(of.tokens for of in features))
+    for found, of in zip((matched.fixed, matched.moving), features, strict=True):
+        torch.testing.assert_close(found.shallow, of.shallow, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.pyramid, of.pyramid, rtol=0, atol=1e-4)
+    for name in ("plain", "matched", "logits"):
+        torch.testing.assert_close(
+            getattr(matched.representation, name), getattr(expected, name), rtol=0, atol=1e-3, msg=name
+        )
 
 
 def test_training_sees_a_window_at_its_own_scale() -> None:

@@ -21,6 +21,14 @@ def test_orthogonalise_levels_the_singular_values_and_keeps_the_directions(shape
     assert inner.diagonal().min() > 0.6
 
 
+def test_each_matrix_of_a_stack_is_taken_alone() -> None:
+    matrices = torch.randn(2, 8, 24, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1e3]).view(
+        2, 1, 1
+    )
+    alone = torch.stack([orthogonalise(matrix) for matrix in matrices])
+    torch.testing.assert_close(orthogonalise(matrices), alone, rtol=0, atol=1e-4)
+
+
 def test_what_counts_as_a_matrix() -> None:
     assert is_matrix(torch.zeros(16, 4, 3, 3))
     assert is_matrix(torch.zeros(8, 8))
@@ -44,6 +52,23 @@ def test_the_first_step_has_adams_size() -> None:
     assert float(matrix.detach().square().mean().sqrt()) == pytest.approx(0.1 * UPDATE_RMS * 64**0.5 / 8, rel=0.25)
     assert (matrix.detach() * matrix.grad).sum() < 0  # downhill
     assert torch.allclose(vector.detach(), -0.1 * vector.grad.sign(), atol=1e-4)
+
+
+def test_matrices_alone_and_the_rest_alone_take_the_steps_that_they_take_together() -> None:
+    def stepped(matrix: bool, vector: bool) -> list[torch.Tensor]:
+        parameters = [nn.Parameter(torch.ones(8, 9)), nn.Parameter(torch.ones(5))]
+        optimizer = Muon(parameters, lr=0.1, weight_decay=0.1)
+        for _ in range(2):
+            for parameter, reached in zip(parameters, (matrix, vector), strict=True):
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+                parameter.grad = noise if reached else None
+            optimizer.step()
+        return [parameter.detach() for parameter in parameters]
+
+    both = stepped(True, True)
+    assert torch.equal(stepped(True, False)[0], both[0])
+    assert torch.equal(stepped(False, True)[1], both[1])
+    assert all(torch.equal(left, torch.ones_like(left)) for left in stepped(False, False))
 
 
 def test_weight_decay_shrinks_and_a_parameter_without_gradient_stays() -> None:

@@ -21,6 +21,7 @@ from bsafusion import deformation, pipeline
 from bsafusion.colour import colourise, split_colour
 from bsafusion.image import Geometry, Image, ImageError, Modality
 from bsafusion.io import read_colormap, read_image
+from bsafusion.metrics import fusion_metrics
 from bsafusion.models.bsafusion import BSAFusion, paper
 from bsafusion.pipeline import FuseOptions, FusionResult, Model, RequestError, fuse, load_model, read_input
 from bsafusion.plain_fusion import FUSIONS
@@ -815,6 +816,30 @@ def test_the_shipped_weights_judge_their_results(image: NDArray[np.float64]) -> 
     evidence = fuse(image_of(image), image_of(image)).evidence
     assert evidence.assessed_error is not None
     assert 0 < evidence.assessed_error <= 12 * max(image.shape) / 193
+
+
+@pytest.mark.parametrize(("name", "error"), [("ct-mri", 2.25), ("mr-rigid", 0.61), ("mr-similarity", 1.0)])
+def test_the_shipped_weights_say_about_how_far_they_are_off(model: Model, name: str, error: float) -> None:
+    sample = next(s for s in bsafusion.load_samples() if s.id == name)
+    evidence = fuse(sample.fixed, sample.moving, model=model).evidence  # as measured against the known transform
+    assert evidence.assessed_error == pytest.approx(error, rel=0.6)
+    assert evidence.expected_error == pytest.approx(error, rel=0.6)
+
+
+def test_the_shipped_weights_keep_more_of_both_images_than_simple_fusions(model: Model) -> None:
+    sample = next(s for s in bsafusion.load_samples() if s.id == "ct-mri")
+    result = fuse(sample.fixed, sample.moving, model=model)
+    assert result.fused is not None
+    fixed = display(result.fixed, result.fixed.array)[0]
+    aligned = display(read_image(sample.moving), result.aligned)[0]
+    pictures = {name: FUSIONS[name](fixed, aligned) for name in ("maximum", "average", "laplacian")}
+    pictures["network"] = result.fused[0]
+    scores = {
+        name: fusion_metrics(255 * fixed, 255 * aligned, 255 * picture, ("qabf", "viff", "qs"))
+        for name, picture in pictures.items()
+    }
+    for metric in ("qabf", "viff", "qs"):
+        assert max(scores, key=lambda name: scores[name][metric]) == "network", metric
 
 
 def test_the_share_of_the_head_that_a_straight_cut_takes_out_of_view() -> None:

@@ -74,6 +74,9 @@ def test_the_assessed_error_counts_by_its_logarithm() -> None:
 
 def test_where_all_is_usual_the_bias_alone_decides() -> None:
     assert probability(USUAL) == pytest.approx(1 / (1 + math.e))
+    even = replace(CALIBRATION, bias=0.0)  # a chance of exactly a half, from which a result is suspect
+    assert verdict(USUAL, SIDE, trust=even)[0] == "suspect"
+    assert verdict(USUAL, SIDE, trust=replace(even, threshold=0.5 + 1e-9))[0] == "ok"
 
 
 def test_each_number_counts_by_its_weight_in_spreads() -> None:

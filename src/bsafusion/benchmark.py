@@ -104,7 +104,7 @@ def corrupt(image: Array, corruption: Corruption) -> Array:
         axis = corruption.seed % 2
         size = image.shape[axis]
         first = round((0.2 + 0.6 * place - strength / 2) * size)
-        np.moveaxis(damaged, axis, 0)[max(first, 0) : first + max(round(strength * size), 1)] = 0
+        np.moveaxis(damaged, axis, 0)[first : first + round(strength * size)] = 0
     elif corruption.kind == "clip":
         damaged = (damaged - place * strength) / (1 - strength)
     else:
