@@ -204,7 +204,7 @@ def test_each_broken_file_has_its_own_message(tmp_path: Path, rng: np.random.Gen
 def test_pages_and_colour_spaces_that_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
     pages = [PIL.Image.fromarray(_grey(rng)) for _ in range(3)]
     pages[0].save(tmp_path / "m.tif", save_all=True, append_images=pages[1:])
-    with pytest.raises(ImageError, match="TIFF with 3 pages"):
+    with pytest.raises(ImageError, match="TIFF with more than one page; expected one image"):
         read_image(tmp_path / "m.tif")
     PIL.Image.fromarray(_rgb(rng)).convert("CMYK").save(tmp_path / "c.jpg")
     with pytest.raises(ImageError, match="CMYK"):
@@ -225,14 +225,20 @@ def _tiff(
     planar: int = 1,
     tiled: bool = False,
     photometric: int | None = None,
+    order: str = "<",
+    deflated: bool = False,
+    loop: bool = False,
 ) -> Path:
-    """A little-endian TIFF of ``H W [C]`` as numpy holds it, which Pillow would not write."""
+    """A TIFF of ``H W [C]`` as numpy holds it, which Pillow would not write; ``loop``: its page follows itself."""
     height, width, samples = (*pixels.shape, 1)[:3]
-    data = (np.moveaxis(pixels, -1, 0) if planar == 2 else pixels).tobytes()
+    stored = pixels.astype(pixels.dtype.newbyteorder(order))
+    data = (np.moveaxis(stored, -1, 0) if planar == 2 else stored).tobytes()
+    data = zlib.compress(data) if deflated else data
     kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
-    tags: dict[int, list[int]] = {256: [width], 257: [height], 258: [8 * pixels.itemsize] * samples, 259: [1]}
+    tags: dict[int, list[int]] = {256: [width], 257: [height], 258: [8 * pixels.itemsize] * samples}
     colour = 2 if samples >= 3 else 1
     tags |= {
+        259: [8 if deflated else 1],
         262: [colour if photometric is None else photometric],
         277: [samples],
         284: [planar],
@@ -247,12 +253,13 @@ def _tiff(
     tags[where], tags[counts] = [8 + k * size for k in range(chunks)], [size] * chunks
     entries, heap, after = b"", b"", 8 + len(data) + 2 + 12 * len(tags) + 4
     for tag, values in sorted(tags.items()):
-        packed = struct.pack(f"<{len(values)}I", *values)
+        packed = struct.pack(f"{order}{len(values)}I", *values)
         if len(values) > 1:
-            packed, heap = struct.pack("<I", after + len(heap)), heap + packed
-        entries += struct.pack("<HHI", tag, 4, len(values)) + packed
-    head = struct.pack("<2sHI", b"II", 42, 8 + len(data))
-    path.write_bytes(head + data + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0) + heap)
+            packed, heap = struct.pack(f"{order}I", after + len(heap)), heap + packed
+        entries += struct.pack(f"{order}HHI", tag, 4, len(values)) + packed
+    head = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8 + len(data))
+    count, following = struct.pack(f"{order}H", len(tags)), struct.pack(f"{order}I", 8 + len(data) if loop else 0)
+    path.write_bytes(head + data + count + entries + following + heap)
     return path
 
 
@@ -287,6 +294,27 @@ def test_a_tiff_s_pixel_type_is_named_where_it_cannot_be_read(tmp_path: Path, dt
         ImageError, match=rf"^a\.tif: TIFF of {dtype} pixels; expected uint8, uint16 or float32; convert"
     ):
         read_image(path)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32"])
+@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiffs_of_either_byte_order_are_read_right_or_refused(
+    tmp_path: Path, order: str, deflated: bool, dtype: str
+) -> None:
+    values = np.arange(48 * 60).reshape(48, 60).astype(dtype)
+    path = _tiff(tmp_path / "a.tif", values, order=order, deflated=deflated)
+    if order == ">" and deflated and dtype in ("int16", "int32", "float32"):
+        with pytest.raises(ImageError, match=rf"^a\.tif: big-endian compressed TIFF of {dtype}; save it uncompressed"):
+            read_image(path)
+        return
+    np.testing.assert_array_equal(read_image(path).array[0], values)
+
+
+def test_a_tiff_whose_page_follows_itself_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    # In deep colour ITK would look for its last page for ever.
+    with pytest.raises(ImageError, match=r"^a\.tif: TIFF with more than one page"):
+        read_image(_tiff(tmp_path / "a.tif", _rgb(rng, "uint16"), loop=True))
 
 
 @pytest.mark.parametrize("options", [{"planar": 2}, {"tiled": True}])

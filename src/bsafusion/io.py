@@ -334,10 +334,18 @@ def _tiff_samples(path: Path) -> tuple[int, str]:
 _CHANNELS = "TIFF with {} channels; expected 1 (grey) or 3 (RGB); save one of them on its own"
 
 
-def _check_channels(picture: PIL.Image.Image) -> None:
-    """Refuse samples that are neither colour nor alpha: Pillow drops them without a word."""
-    if not isinstance(picture, PIL.TiffImagePlugin.TiffImageFile):
-        return
+def _check_tiff(picture: PIL.TiffImagePlugin.TiffImageFile, path: Path) -> None:
+    """Refuse what Pillow or ITK would read otherwise than it is stored."""
+    # Not n_frames: counting takes quadratic time, and it forgives a loop of pages, in which ITK hangs.
+    if picture.tag_v2.next:
+        raise ImageError("TIFF with more than one page; expected one image; save one page to a file of its own")
+    packed = picture.tag_v2.get(PIL.TiffImagePlugin.COMPRESSION, 1) != 1
+    # libtiff gives these in the byte order of the machine, and Pillow swaps them once more.
+    if packed and picture.tag_v2.prefix == b"MM" and picture.mode in ("I", "F"):
+        raise ImageError(
+            f"big-endian compressed TIFF of {_tiff_samples(path)[1]}; save it uncompressed or little-endian"
+        )
+    # Samples that are neither colour nor alpha: Pillow drops them without a word.
     samples = picture.tag_v2.get(PIL.TiffImagePlugin.SAMPLESPERPIXEL, 1)
     photometric = int(picture.tag_v2.get(PIL.TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1))
     extra = samples - {0: 1, 1: 1, 2: 3}.get(photometric, samples)
@@ -347,11 +355,11 @@ def _check_channels(picture: PIL.Image.Image) -> None:
 
 
 def _picture_pixels(picture: PIL.Image.Image, path: Path, kind: str, labels: bool) -> _Pixels:
-    pages = getattr(picture, "n_frames", 1)
-    if pages > 1:
+    if isinstance(picture, PIL.TiffImagePlugin.TiffImageFile):
+        _check_tiff(picture, path)
+    elif (pages := getattr(picture, "n_frames", 1)) > 1:
         raise ImageError(f"{kind} with {pages} pages; expected one image; save one page to a file of its own")
     check_size((picture.height, picture.width))
-    _check_channels(picture)
     orientation = int(picture.getexif().get(0x0112, 1))
     meta: dict[str, str | float] = {} if orientation == 1 else {"exif_orientation": float(orientation)}
     if _has_16_bit_colour(picture, path):
