@@ -141,6 +141,32 @@ def test_16_bit_alpha(tmp_path: Path, rng: np.random.Generator) -> None:
         read_image(tmp_path / "a.png")
 
 
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_significant_bits_of_deep_colour_are_not_applied(tmp_path: Path, rng: np.random.Generator) -> None:
+    path = tmp_path / "a.png"
+    array = _rgb(rng, "uint16")
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=True), str(path))
+    content = path.read_bytes()
+    note = _png_chunk(b"tEXt", b"a\0sBIT")
+    path.write_bytes(content[:33] + note + _png_chunk(b"sBIT", b"\x10\x10\x10") + content[33:])
+    np.testing.assert_array_equal(read_image(path).array, np.moveaxis(array, -1, 0))
+    path.write_bytes(content[:33] + note + _png_chunk(b"sBIT", b"\x10\x0c\x0c") + content[33:])
+    with pytest.raises(ImageError, match=r"^a\.png: 16-bit colour PNG with 12 significant bits"):
+        read_image(path)
+
+
+def test_deep_grey_with_alpha_is_refused_as_such(tmp_path: Path) -> None:
+    header = _png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60, 48, 16, 4, 0, 0, 0))
+    rows = (b"\0" + b"\x12\x34\xff\xff" * 60) * 48
+    body = _png_chunk(b"IDAT", zlib.compress(rows)) + _png_chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + body)
+    with pytest.raises(ImageError, match=r"^a\.png: 16-bit grey with alpha; .* save it without alpha"):
+        read_image(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
 def test_exif_orientation_is_applied(tmp_path: Path, suffix: str) -> None:
     array = np.tile(np.linspace(0, 255, 60).astype(np.uint8), (48, 1))
@@ -166,11 +192,8 @@ def test_tiff_with_white_as_zero(tmp_path: Path, rng: np.random.Generator) -> No
 
 
 def _png_header_only(width: int, height: int) -> bytes:
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    header = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    data = b"IDAT" + zlib.compress(b"\0" * 100)
-    body = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
-    return b"\x89PNG\r\n\x1a\n" + header + body
+    header = _png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + _png_chunk(b"IDAT", zlib.compress(b"\0" * 100))
 
 
 def test_each_broken_file_has_its_own_message(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -199,6 +222,20 @@ def test_each_broken_file_has_its_own_message(tmp_path: Path, rng: np.random.Gen
         read_image(tmp_path)
     with pytest.raises(ImageError, match="slice_index=3 was given"):
         read_image(good, slice_index=3)
+
+
+@pytest.mark.parametrize("error", [TypeError, OverflowError, struct.error, IndexError, AttributeError, MemoryError])
+def test_whatever_pillow_raises_the_file_is_damaged(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    PIL.Image.fromarray(_grey(rng)).save(tmp_path / "a.png")
+
+    def fail(*_: Any) -> None:
+        raise error("of a part")
+
+    monkeypatch.setattr(PIL.Image.Image, "getexif", fail)
+    with pytest.raises(ImageError, match=r"^a\.png: damaged or unsupported PNG \(of a part\); export it again"):
+        read_image(tmp_path / "a.png")
 
 
 def test_pages_and_colour_spaces_that_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -15,7 +15,6 @@ import os
 import re
 import secrets
 import shutil
-import struct
 import threading
 import warnings
 import zlib
@@ -309,7 +308,8 @@ def _read_picture(path: Path, kind: str, labels: bool) -> _Pixels:
             if samples not in (1, 3):
                 raise ImageError(_CHANNELS.format(samples)) from error
             raise ImageError(f"damaged or unsupported {kind} (unknown header); export it again") from error
-        except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
+        # Pillow raises nearly every type on damaged files.
+        except Exception as error:
             raise ImageError(f"damaged or unsupported {kind} ({_one_line(error)}); export it again") from error
 
 
@@ -327,7 +327,7 @@ def _tiff_samples(path: Path) -> tuple[int, str]:
             directory.load(stream)
         kind = {1: "uint", 2: "int", 3: "float", 5: "complex", 6: "complex"}[directory.get(tags.SAMPLEFORMAT, (1,))[0]]
         return int(directory.get(tags.SAMPLESPERPIXEL, 1)), f"{kind}{directory[tags.BITSPERSAMPLE][0]}"
-    except (OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, struct.error):
+    except Exception:
         return 1, ""
 
 
@@ -386,7 +386,9 @@ def _has_16_bit_colour(picture: PIL.Image.Image, path: Path) -> bool:
     if picture.format != "PNG":
         return False
     depth, colour_type = _png_depth(path)
-    return depth == 16 and colour_type in (2, 4, 6)
+    if depth == 16 and colour_type == 4:
+        raise ImageError("16-bit grey with alpha; expected grey alone; save it without alpha")
+    return depth == 16 and colour_type in (2, 6)
 
 
 def _png_depth(path: Path) -> tuple[int, int]:
@@ -394,6 +396,17 @@ def _png_depth(path: Path) -> tuple[int, int]:
     with path.open("rb") as stream:
         depth, colour_type = stream.read(26)[24:]
     return depth, colour_type
+
+
+def _significant_bits(path: Path) -> int:
+    """Of a 16-bit colour PNG: ITK shifts the others out, and the picture comes out darker."""
+    with path.open("rb") as stream:
+        stream.seek(8)
+        while len(head := stream.read(8)) == 8 and head[4:] != b"IDAT":
+            if head[4:] == b"sBIT":
+                return min(stream.read(3))
+            stream.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return 16
 
 
 def _as_stored(array: NDArray[Any], picture: PIL.Image.Image, path: Path) -> NDArray[Any]:
@@ -427,6 +440,10 @@ def _read_16_bit_colour(picture: PIL.Image.Image, path: Path, kind: str) -> NDAr
         raise ImageError(
             f"16-bit colour {kind} in tiles or separate planes; expected strips of whole pixels; save it as PNG"
         )
+    if kind == "PNG" and (bits := _significant_bits(path)) < 16:
+        raise ImageError(
+            f"16-bit colour PNG with {bits} significant bits (sBIT); expected 16; save it without that note"
+        )
     # Pillow reduces all of them to 8 bit.
     try:
         array: NDArray[Any] = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO=f"{kind}ImageIO"))
@@ -434,11 +451,11 @@ def _read_16_bit_colour(picture: PIL.Image.Image, path: Path, kind: str) -> NDAr
         raise ImageError(f"damaged or unsupported 16-bit {kind}; export it again") from error
     if array.dtype != np.uint16:
         raise ImageError(f"unsupported kind of 16-bit {kind}; expected strips of whole pixels; save it as PNG")
-    if array.shape[-1] in (2, 4):
+    if array.shape[-1] == 4:
         if (array[..., -1] != 65535).any():
             raise ImageError(_TRANSPARENT)
         array = array[..., :-1]
-    return array[..., 0] if array.shape[-1] == 1 else array
+    return array
 
 
 _TRANSPARENT = "has transparent pixels; expected an opaque image; flatten it onto its background first"
