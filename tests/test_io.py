@@ -23,6 +23,7 @@ import PIL.Image
 import PIL.TiffImagePlugin
 import pydicom
 import pydicom.data
+import pydicom.encaps
 import pydicom.uid
 import pytest
 import SimpleITK as sitk
@@ -352,6 +353,15 @@ def test_a_tiff_whose_page_follows_itself_is_refused(tmp_path: Path, rng: np.ran
     # In deep colour ITK would look for its last page for ever.
     with pytest.raises(ImageError, match=r"^a\.tif: TIFF with more than one page"):
         read_image(_tiff(tmp_path / "a.tif", _rgb(rng, "uint16"), loop=True))
+
+
+def test_a_tiff_in_huge_tiles_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    content = _tiff(tmp_path / "a.tif", rng.integers(0, 255, (48, 64), dtype=np.uint8), tiled=True).read_bytes()
+    entry = struct.pack("<HHII", 323, 4, 1, 48)
+    assert content.count(entry) == 1
+    (tmp_path / "a.tif").write_bytes(content.replace(entry, struct.pack("<HHII", 323, 4, 1, 32768)))
+    with pytest.raises(ImageError, match=r"^a\.tif: TIFF with tiles of 32768 pixels; expected at most 4096"):
+        read_image(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("options", [{"planar": 2}, {"tiled": True}])
@@ -739,6 +749,45 @@ def test_nifti_that_is_refused(tmp_path: Path, rng: np.random.Generator) -> None
         read_image(tmp_path / "nan.nii")
 
 
+@pytest.mark.parametrize("version", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("sform_code", 6, "NIfTI with sform_code 6; expected 0 to 5"),
+        ("qform_code", -1, "NIfTI with qform_code -1; expected 0 to 5"),
+        ("vox_offset", 2**30, "NIfTI whose voxels begin at byte 1073741824; expected at most"),
+    ],
+)
+def test_a_damaged_nifti_header_is_refused_not_mended(
+    tmp_path: Path, rng: np.random.Generator, version: Any, field: str, value: int, said: str
+) -> None:
+    nifti = version(rng.random((40, 50)), np.eye(4))
+    header = nifti.header.copy()
+    header[field] = value
+    content = nifti.to_bytes()
+    (tmp_path / "h.nii.gz").write_bytes(gzip.compress(header.binaryblock + content[len(header.binaryblock) :]))
+    for read in (read_image, read_deformation):
+        with pytest.raises(ImageError, match=rf"^h\.nii\.gz: {said}"):
+            read(tmp_path / "h.nii.gz")
+
+
+def test_an_odd_nifti_header_is_read_in_silence(
+    tmp_path: Path, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    array = rng.random((40, 50))
+    content = bytearray(nib.Nifti1Image(array, np.eye(4)).to_bytes())
+    content[80:84] = struct.pack("<f", -1.0)  # pixdim[1]: nibabel would log it
+    (tmp_path / "h.nii").write_bytes(content)
+    before = nib.imageglobals.logger.disabled
+    assert read_image(tmp_path / "h.nii").geometry.spacing == (1.0, 1.0)
+    content[280:284] = struct.pack("<f", math.inf)  # srow_x: numpy would warn of it
+    (tmp_path / "h.nii").write_bytes(content)
+    with pytest.raises(ImageError, match=r"^h\.nii: slice axes .*; expected two perpendicular directions"):
+        read_image(tmp_path / "h.nii")
+    assert not caplog.records
+    assert nib.imageglobals.logger.disabled == before
+
+
 # --- DICOM
 
 
@@ -924,6 +973,49 @@ def test_an_enhanced_dicom_of_one_frame(tmp_path: Path) -> None:
     image = read_image(path)
     assert image.geometry.spacing == (0.4, 0.5)
     np.testing.assert_array_equal(image.array[0], (stored.max() + stored.min() - stored) * 2 - 1000)
+
+
+def test_a_dicom_with_a_damaged_modality_is_refused(tmp_path: Path) -> None:
+    content = (DICOM_FILES / "MR_small.dcm").read_bytes()
+    entry = struct.pack("<HH2sH", 8, 0x60, b"CS", 2)
+    assert content.count(entry + b"MR") == 1
+    damaged = struct.pack("<HH2sH", 8, 0x60, b"FL", 2)  # a number of 4 bytes
+    (tmp_path / "m.dcm").write_bytes(content.replace(entry + b"MR", damaged + b"MR"))
+    with pytest.raises(ImageError, match=r"^m\.dcm: damaged or unsupported DICOM"):
+        read_image(tmp_path / "m.dcm")
+
+
+def test_a_dicom_of_double_precision_is_read(tmp_path: Path, rng: np.random.Generator) -> None:
+    dataset = pydicom.dcmread(DICOM_FILES / "MR_small.dcm")
+    values = rng.random((64, 64))
+    del dataset.PixelData, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation
+    dataset.BitsAllocated, dataset.DoubleFloatPixelData = 64, values.tobytes()
+    dataset.save_as(tmp_path / "d.dcm")
+    np.testing.assert_array_equal(read_image(tmp_path / "d.dcm").array[0], values.astype(np.float32))
+
+
+def test_a_segmented_palette_is_refused(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(DICOM_FILES / "examples_palette.dcm")
+    for colour in ("Red", "Green", "Blue"):
+        del dataset[f"{colour}PaletteColorLookupTableData"]
+        keyword = f"Segmented{colour}PaletteColorLookupTableData"
+        setattr(dataset, keyword, struct.pack("<6H", 0, 1, 0, 1, 255, 65535))
+        dataset[keyword].VR = "OW"
+    dataset.save_as(tmp_path / "p.dcm")
+    with pytest.raises(ImageError, match=r"^p\.dcm: DICOM with a segmented palette; .* export it as RGB"):
+        read_image(tmp_path / "p.dcm")
+    assert read_image(tmp_path / "p.dcm", labels=True).array.any()  # its indices need no palette
+
+
+@pytest.mark.parametrize("length", [0, 1, 7])
+def test_a_box_of_jpeg_2000_that_ends_before_it_begins_is_refused(tmp_path: Path, length: int) -> None:
+    dataset = pydicom.dcmread(DICOM_FILES / "JPEG2000.dcm")
+    frame = next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))
+    header = b"\0\0\0\x0cjP  \r\n\x87\n" + struct.pack(">I", length) + b"free"
+    dataset.PixelData = pydicom.encaps.encapsulate([header + frame])
+    dataset.save_as(tmp_path / "j.dcm")
+    with pytest.raises(ImageError, match=rf"^j\.dcm: damaged JPEG 2000 in a DICOM \(a box of {length} bytes\)"):
+        read_image(tmp_path / "j.dcm")
 
 
 def test_dicom_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,12 +33,22 @@ import pydicom
 import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
+from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 
 from bsafusion.deformation import DeformationField, MovingFrame
-from bsafusion.image import SLICE_POSITION, Geometry, Image, ImageError, Modality, check_size, slice_geometry
+from bsafusion.image import (
+    LARGEST_SIDE,
+    SLICE_POSITION,
+    Geometry,
+    Image,
+    ImageError,
+    Modality,
+    check_size,
+    slice_geometry,
+)
 
 PathLike = str | os.PathLike[str]
 PixelType = Literal["uint8", "uint16"]
@@ -56,6 +66,7 @@ LARGEST_LABEL = 2**24
 
 _HEAD_BYTES = 544
 _NIFTI_HEADER_BYTES = 540
+_LARGEST_OFFSET = 2**26  # of a NIfTI's voxels; before them are extensions, such as the header of a DICOM
 _OTHER_FORMATS = {
     b"GIF8": "a GIF",
     b"BM": "a BMP",
@@ -156,9 +167,14 @@ def _quiet() -> Iterator[None]:
 
     The filters are those of the whole process, so one thread at a time changes them and puts them back.
     """
+    log = nib.imageglobals.logger
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        before, log.disabled = log.disabled, True
+        try:
+            yield
+        finally:
+            log.disabled = before
 
 
 def _check_labels(array: NDArray[Any]) -> None:
@@ -336,20 +352,26 @@ _CHANNELS = "TIFF with {} channels; expected 1 (grey) or 3 (RGB); save one of th
 
 def _check_tiff(picture: PIL.TiffImagePlugin.TiffImageFile, path: Path) -> None:
     """Refuse what Pillow or ITK would read otherwise than it is stored."""
+    tags = PIL.TiffImagePlugin
     # Not n_frames: counting takes quadratic time, and it forgives a loop of pages, in which ITK hangs.
     if picture.tag_v2.next:
         raise ImageError("TIFF with more than one page; expected one image; save one page to a file of its own")
-    packed = picture.tag_v2.get(PIL.TiffImagePlugin.COMPRESSION, 1) != 1
+    packed = picture.tag_v2.get(tags.COMPRESSION, 1) != 1
     # libtiff gives these in the byte order of the machine, and Pillow swaps them once more.
     if packed and picture.tag_v2.prefix == b"MM" and picture.mode in ("I", "F"):
         raise ImageError(
             f"big-endian compressed TIFF of {_tiff_samples(path)[1]}; save it uncompressed or little-endian"
         )
+    side = max(int(picture.tag_v2.get(tag, 0)) for tag in (tags.TILEWIDTH, tags.TILELENGTH))
+    if side > 2 * LARGEST_SIDE:  # memory is taken for a whole tile
+        raise ImageError(
+            f"TIFF with tiles of {side} pixels; expected at most {2 * LARGEST_SIDE}; save it without tiles"
+        )
     # Samples that are neither colour nor alpha: Pillow drops them without a word.
-    samples = picture.tag_v2.get(PIL.TiffImagePlugin.SAMPLESPERPIXEL, 1)
-    photometric = int(picture.tag_v2.get(PIL.TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1))
+    samples = picture.tag_v2.get(tags.SAMPLESPERPIXEL, 1)
+    photometric = int(picture.tag_v2.get(tags.PHOTOMETRIC_INTERPRETATION, 1))
     extra = samples - {0: 1, 1: 1, 2: 3}.get(photometric, samples)
-    alpha = [sample for sample in picture.tag_v2.get(PIL.TiffImagePlugin.EXTRASAMPLES, ()) if sample in (1, 2)]
+    alpha = [sample for sample in picture.tag_v2.get(tags.EXTRASAMPLES, ()) if sample in (1, 2)]
     if extra > len(alpha):
         raise ImageError(_CHANNELS.format(samples))
 
@@ -492,8 +514,10 @@ def _open_nifti(path: Path) -> Iterator[Any]:
         with gzip.open(path) if zipped else path.open("rb") as content:
             head = content.read(8)
             content.seek(0)
-            version = 2 if head[4:8] == b"n+2\0" else 1
-            yield _NIFTI_CLASSES[version].from_stream(content)
+            kind = _NIFTI_CLASSES[2 if head[4:8] == b"n+2\0" else 1]
+            _check_nifti_header(kind.header_class(content.read(kind.header_class.sizeof_hdr), check=False))
+            content.seek(0)
+            yield kind.from_stream(content)
     except ImageError:
         raise
     # nibabel raises many types on damaged headers: KeyError, OverflowError, HeaderDataError.
@@ -501,6 +525,19 @@ def _open_nifti(path: Path) -> Iterator[Any]:
         raise ImageError(f"damaged or unsupported NIfTI ({_one_line(error)}); export it again") from error
 
 
+def _check_nifti_header(header: Any) -> None:
+    """As it is stored: nibabel mends it without a word, and reads all that stands before the voxels."""
+    for name in ("qform_code", "sform_code"):
+        if not 0 <= int(header[name]) <= 5:
+            raise ImageError(f"NIfTI with {name} {int(header[name])}; expected 0 to 5; repair the header")
+    if float(header["vox_offset"]) > _LARGEST_OFFSET:
+        raise ImageError(
+            f"NIfTI whose voxels begin at byte {float(header['vox_offset']):.0f}; expected at most {_LARGEST_OFFSET}; "
+            "export it again without extensions"
+        )
+
+
+@_quiet()
 def _read_nifti(path: Path, slice_index: int | None) -> _Pixels:
     with _open_nifti(path) as nifti:
         shape = tuple(int(size) for size in nifti.shape)
@@ -736,7 +773,7 @@ def _read_dicom(path: Path, labels: bool) -> _Pixels:
     with _quiet():
         try:
             dataset = pydicom.dcmread(path, force=True)
-            if "PixelData" not in dataset and "FloatPixelData" not in dataset:
+            if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
                 raise ImageError("DICOM without pixels; expected an image; choose one of the slices")
             frames = int(dataset.get("NumberOfFrames") or 1)
             if frames > 1:
@@ -746,12 +783,12 @@ def _read_dicom(path: Path, labels: bool) -> _Pixels:
             syntax = _check_decoder(dataset)
             array, dtype, meta = _dicom_array(dataset, labels)
             geometry, facts = _dicom_geometry(dataset)
+            tag = str(dataset.get("Modality", ""))
         except ImageError:
             raise
         # pydicom raises nearly every type on damaged files.
         except Exception as error:
             raise ImageError(f"damaged or unsupported DICOM ({_one_line(error)}); export it again") from error
-    tag = str(dataset.get("Modality", ""))
     meta["transfer_syntax"] = syntax
     return _Pixels(array, geometry, dtype, _MODALITY_TAGS.get(tag, Modality.UNKNOWN), meta | facts)
 
@@ -793,6 +830,7 @@ def _check_decoder(dataset: pydicom.Dataset) -> str:
         dataset.file_meta = pydicom.dataset.FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = syntax
     if syntax.is_encapsulated:
+        _check_boxes(next(generate_frames(dataset.PixelData, number_of_frames=1)))
         try:
             available = get_decoder(syntax).is_available
         except RuntimeError:  # pydicom does not know the syntax at all
@@ -800,6 +838,16 @@ def _check_decoder(dataset: pydicom.Dataset) -> str:
         if not available:
             raise ImageError(f'DICOM compressed as {syntax.name}; no decoder here; pip install ".[dicom]" in the clone')
     return str(syntax.name)
+
+
+def _check_boxes(frame: bytes) -> None:
+    """Refuse a JPEG 2000 file with a box that ends before it begins: pydicom would look for the pixels for ever."""
+    position = 12 if frame.startswith(b"\0\0\0\x0cjP  ") else len(frame)
+    while position < len(frame) and frame[position + 4 : position + 8] != b"jp2c":
+        length = int.from_bytes(frame[position : position + 4], "big")
+        if length < 8:
+            raise ImageError(f"damaged JPEG 2000 in a DICOM (a box of {length} bytes); export it again")
+        position += length
 
 
 def _dicom_array(dataset: pydicom.Dataset, labels: bool) -> tuple[NDArray[Any], str, dict[str, str | float]]:
@@ -813,6 +861,8 @@ def _dicom_array(dataset: pydicom.Dataset, labels: bool) -> tuple[NDArray[Any], 
     photometric = str(dataset.PhotometricInterpretation)
     meta: dict[str, str | float] = {}
     if photometric == "PALETTE COLOR" and not labels:
+        if "SegmentedRedPaletteColorLookupTableData" in dataset:  # a few bytes may stand for gigabytes
+            raise ImageError("DICOM with a segmented palette; expected a plain one; export it as RGB")
         raw = apply_color_lut(raw, dataset)[..., :3]
         if dataset.RedPaletteColorLookupTableDescriptor[2] == 8 and raw.max() <= 255:
             raw = raw.astype(np.uint8)  # entries of 8 bits may be stored in words of 16
@@ -1085,6 +1135,7 @@ def _write_picture(path: Path, array: NDArray[Any]) -> None:
 # --- deformation fields ---------------------------------------------------------------------
 
 
+@_quiet()
 def read_deformation(path: PathLike) -> DeformationField:
     """Read an ITK displacement field: NIfTI, intent 1007 (VECTOR), components x, y[, z] in LPS mm.
 
