@@ -405,6 +405,14 @@ def test_a_name_that_is_not_utf_8_can_be_reported(tmp_path: Path, rng: np.random
         read_image(path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    for read in (read_image, read_deformation):
+        with pytest.raises(ImageError, match=r"^a\.png: is a pipe or a device; expected an image file"):
+            read(tmp_path / "a.png")
+
+
 def test_a_folder_without_a_name_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ImageError, match=r"^\.: is a folder"):
@@ -1306,6 +1314,9 @@ def test_folders_that_cannot_be_made_are_refused_first(tmp_path: Path, monkeypat
         check_replaceable(tmp_path / "link")
     with pytest.raises(NotADirectoryError, match="file is a file; expected a folder"):
         check_replaceable(tmp_path / "file" / "a" / "b")
+    (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(NotADirectoryError, match="lost is a link that leads nowhere; expected a folder"):
+        check_replaceable(tmp_path / "lost" / "a" / "b")
     with monkeypatch.context() as patched:
         patched.setattr(os.path, "ismount", lambda path: path == tmp_path / "disk")
         with pytest.raises(FileExistsError, match=r"disk is a mount point, .*; choose a folder in it"):

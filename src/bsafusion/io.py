@@ -201,6 +201,8 @@ def _recognise(path: Path) -> str:
         raise ImageError(f"no such file in {path.parent.absolute()}; check the path")
     if path.is_dir():
         raise ImageError("is a folder; expected one image file; choose a file in it")
+    if not path.is_file():  # reading a pipe could wait for ever
+        raise ImageError("is a pipe or a device; expected an image file; save it as one")
     with path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
     if not head:
@@ -1000,10 +1002,14 @@ def check_writable(folder: Path) -> None:
     """Refuse a folder in which no file can be made, or that cannot be made itself.
 
     Raises:
-        NotADirectoryError: it, or what should hold it, is a file.
+        NotADirectoryError: it, or what should hold it, is a file or a link that leads nowhere.
         PermissionError: it, or the nearest folder above it that there is, may not be written to.
     """
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+    if not there.exists():
+        raise NotADirectoryError(
+            f"{there} is a link that leads nowhere; expected a folder for the result; choose another path"
+        )
     if not there.is_dir():
         raise NotADirectoryError(f"{there} is a file; expected a folder for the result; choose another path")
     if not os.access(there, os.W_OK | os.X_OK):
