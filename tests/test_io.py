@@ -23,6 +23,7 @@ import PIL.Image
 import PIL.TiffImagePlugin
 import pydicom
 import pydicom.data
+import pydicom.encaps
 import pydicom.uid
 import pytest
 import SimpleITK as sitk
@@ -141,6 +142,32 @@ def test_16_bit_alpha(tmp_path: Path, rng: np.random.Generator) -> None:
         read_image(tmp_path / "a.png")
 
 
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_significant_bits_of_deep_colour_are_not_applied(tmp_path: Path, rng: np.random.Generator) -> None:
+    path = tmp_path / "a.png"
+    array = _rgb(rng, "uint16")
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=True), str(path))
+    content = path.read_bytes()
+    note = _png_chunk(b"tEXt", b"a\0sBIT")
+    path.write_bytes(content[:33] + note + _png_chunk(b"sBIT", b"\x10\x10\x10") + content[33:])
+    np.testing.assert_array_equal(read_image(path).array, np.moveaxis(array, -1, 0))
+    path.write_bytes(content[:33] + note + _png_chunk(b"sBIT", b"\x10\x0c\x0c") + content[33:])
+    with pytest.raises(ImageError, match=r"^a\.png: 16-bit colour PNG with 12 significant bits"):
+        read_image(path)
+
+
+def test_deep_grey_with_alpha_is_refused_as_such(tmp_path: Path) -> None:
+    header = _png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60, 48, 16, 4, 0, 0, 0))
+    rows = (b"\0" + b"\x12\x34\xff\xff" * 60) * 48
+    body = _png_chunk(b"IDAT", zlib.compress(rows)) + _png_chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + body)
+    with pytest.raises(ImageError, match=r"^a\.png: 16-bit grey with alpha; .* save it without alpha"):
+        read_image(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
 def test_exif_orientation_is_applied(tmp_path: Path, suffix: str) -> None:
     array = np.tile(np.linspace(0, 255, 60).astype(np.uint8), (48, 1))
@@ -166,11 +193,8 @@ def test_tiff_with_white_as_zero(tmp_path: Path, rng: np.random.Generator) -> No
 
 
 def _png_header_only(width: int, height: int) -> bytes:
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    header = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    data = b"IDAT" + zlib.compress(b"\0" * 100)
-    body = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
-    return b"\x89PNG\r\n\x1a\n" + header + body
+    header = _png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + _png_chunk(b"IDAT", zlib.compress(b"\0" * 100))
 
 
 def test_each_broken_file_has_its_own_message(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -201,10 +225,24 @@ def test_each_broken_file_has_its_own_message(tmp_path: Path, rng: np.random.Gen
         read_image(good, slice_index=3)
 
 
+@pytest.mark.parametrize("error", [TypeError, OverflowError, struct.error, IndexError, AttributeError, MemoryError])
+def test_whatever_pillow_raises_the_file_is_damaged(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    PIL.Image.fromarray(_grey(rng)).save(tmp_path / "a.png")
+
+    def fail(*_: Any) -> None:
+        raise error("of a part")
+
+    monkeypatch.setattr(PIL.Image.Image, "getexif", fail)
+    with pytest.raises(ImageError, match=r"^a\.png: damaged or unsupported PNG \(of a part\); export it again"):
+        read_image(tmp_path / "a.png")
+
+
 def test_pages_and_colour_spaces_that_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
     pages = [PIL.Image.fromarray(_grey(rng)) for _ in range(3)]
     pages[0].save(tmp_path / "m.tif", save_all=True, append_images=pages[1:])
-    with pytest.raises(ImageError, match="TIFF with 3 pages"):
+    with pytest.raises(ImageError, match="TIFF with more than one page; expected one image"):
         read_image(tmp_path / "m.tif")
     PIL.Image.fromarray(_rgb(rng)).convert("CMYK").save(tmp_path / "c.jpg")
     with pytest.raises(ImageError, match="CMYK"):
@@ -225,14 +263,20 @@ def _tiff(
     planar: int = 1,
     tiled: bool = False,
     photometric: int | None = None,
+    order: str = "<",
+    deflated: bool = False,
+    loop: bool = False,
 ) -> Path:
-    """A little-endian TIFF of ``H W [C]`` as numpy holds it, which Pillow would not write."""
+    """A TIFF of ``H W [C]`` as numpy holds it, which Pillow would not write; ``loop``: its page follows itself."""
     height, width, samples = (*pixels.shape, 1)[:3]
-    data = (np.moveaxis(pixels, -1, 0) if planar == 2 else pixels).tobytes()
+    stored = pixels.astype(pixels.dtype.newbyteorder(order))
+    data = (np.moveaxis(stored, -1, 0) if planar == 2 else stored).tobytes()
+    data = zlib.compress(data) if deflated else data
     kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
-    tags: dict[int, list[int]] = {256: [width], 257: [height], 258: [8 * pixels.itemsize] * samples, 259: [1]}
+    tags: dict[int, list[int]] = {256: [width], 257: [height], 258: [8 * pixels.itemsize] * samples}
     colour = 2 if samples >= 3 else 1
     tags |= {
+        259: [8 if deflated else 1],
         262: [colour if photometric is None else photometric],
         277: [samples],
         284: [planar],
@@ -247,12 +291,13 @@ def _tiff(
     tags[where], tags[counts] = [8 + k * size for k in range(chunks)], [size] * chunks
     entries, heap, after = b"", b"", 8 + len(data) + 2 + 12 * len(tags) + 4
     for tag, values in sorted(tags.items()):
-        packed = struct.pack(f"<{len(values)}I", *values)
+        packed = struct.pack(f"{order}{len(values)}I", *values)
         if len(values) > 1:
-            packed, heap = struct.pack("<I", after + len(heap)), heap + packed
-        entries += struct.pack("<HHI", tag, 4, len(values)) + packed
-    head = struct.pack("<2sHI", b"II", 42, 8 + len(data))
-    path.write_bytes(head + data + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0) + heap)
+            packed, heap = struct.pack(f"{order}I", after + len(heap)), heap + packed
+        entries += struct.pack(f"{order}HHI", tag, 4, len(values)) + packed
+    head = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8 + len(data))
+    count, following = struct.pack(f"{order}H", len(tags)), struct.pack(f"{order}I", 8 + len(data) if loop else 0)
+    path.write_bytes(head + data + count + entries + following + heap)
     return path
 
 
@@ -287,6 +332,36 @@ def test_a_tiff_s_pixel_type_is_named_where_it_cannot_be_read(tmp_path: Path, dt
         ImageError, match=rf"^a\.tif: TIFF of {dtype} pixels; expected uint8, uint16 or float32; convert"
     ):
         read_image(path)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32"])
+@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiffs_of_either_byte_order_are_read_right_or_refused(
+    tmp_path: Path, order: str, deflated: bool, dtype: str
+) -> None:
+    values = np.arange(48 * 60).reshape(48, 60).astype(dtype)
+    path = _tiff(tmp_path / "a.tif", values, order=order, deflated=deflated)
+    if order == ">" and deflated and dtype in ("int16", "int32", "float32"):
+        with pytest.raises(ImageError, match=rf"^a\.tif: big-endian compressed TIFF of {dtype}; save it uncompressed"):
+            read_image(path)
+        return
+    np.testing.assert_array_equal(read_image(path).array[0], values)
+
+
+def test_a_tiff_whose_page_follows_itself_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    # In deep colour ITK would look for its last page for ever.
+    with pytest.raises(ImageError, match=r"^a\.tif: TIFF with more than one page"):
+        read_image(_tiff(tmp_path / "a.tif", _rgb(rng, "uint16"), loop=True))
+
+
+def test_a_tiff_in_huge_tiles_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    content = _tiff(tmp_path / "a.tif", rng.integers(0, 255, (48, 64), dtype=np.uint8), tiled=True).read_bytes()
+    entry = struct.pack("<HHII", 323, 4, 1, 48)
+    assert content.count(entry) == 1
+    (tmp_path / "a.tif").write_bytes(content.replace(entry, struct.pack("<HHII", 323, 4, 1, 32768)))
+    with pytest.raises(ImageError, match=r"^a\.tif: TIFF with tiles of 32768 pixels; expected at most 4096"):
+        read_image(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("options", [{"planar": 2}, {"tiled": True}])
@@ -328,6 +403,14 @@ def test_a_name_that_is_not_utf_8_can_be_reported(tmp_path: Path, rng: np.random
     path.write_bytes(b"")
     with pytest.raises(ImageError, match=r"^a.\.png: is empty"):
         read_image(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    for read in (read_image, read_deformation):
+        with pytest.raises(ImageError, match=r"^a\.png: is a pipe or a device; expected an image file"):
+            read(tmp_path / "a.png")
 
 
 def test_a_folder_without_a_name_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -674,6 +757,45 @@ def test_nifti_that_is_refused(tmp_path: Path, rng: np.random.Generator) -> None
         read_image(tmp_path / "nan.nii")
 
 
+@pytest.mark.parametrize("version", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("sform_code", 6, "NIfTI with sform_code 6; expected 0 to 5"),
+        ("qform_code", -1, "NIfTI with qform_code -1; expected 0 to 5"),
+        ("vox_offset", 2**30, "NIfTI whose voxels begin at byte 1073741824; expected at most"),
+    ],
+)
+def test_a_damaged_nifti_header_is_refused_not_mended(
+    tmp_path: Path, rng: np.random.Generator, version: Any, field: str, value: int, said: str
+) -> None:
+    nifti = version(rng.random((40, 50)), np.eye(4))
+    header = nifti.header.copy()
+    header[field] = value
+    content = nifti.to_bytes()
+    (tmp_path / "h.nii.gz").write_bytes(gzip.compress(header.binaryblock + content[len(header.binaryblock) :]))
+    for read in (read_image, read_deformation):
+        with pytest.raises(ImageError, match=rf"^h\.nii\.gz: {said}"):
+            read(tmp_path / "h.nii.gz")
+
+
+def test_an_odd_nifti_header_is_read_in_silence(
+    tmp_path: Path, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    array = rng.random((40, 50))
+    content = bytearray(nib.Nifti1Image(array, np.eye(4)).to_bytes())
+    content[80:84] = struct.pack("<f", -1.0)  # pixdim[1]: nibabel would log it
+    (tmp_path / "h.nii").write_bytes(content)
+    before = nib.imageglobals.logger.disabled
+    assert read_image(tmp_path / "h.nii").geometry.spacing == (1.0, 1.0)
+    content[280:284] = struct.pack("<f", math.inf)  # srow_x: numpy would warn of it
+    (tmp_path / "h.nii").write_bytes(content)
+    with pytest.raises(ImageError, match=r"^h\.nii: slice axes .*; expected two perpendicular directions"):
+        read_image(tmp_path / "h.nii")
+    assert not caplog.records
+    assert nib.imageglobals.logger.disabled == before
+
+
 # --- DICOM
 
 
@@ -859,6 +981,49 @@ def test_an_enhanced_dicom_of_one_frame(tmp_path: Path) -> None:
     image = read_image(path)
     assert image.geometry.spacing == (0.4, 0.5)
     np.testing.assert_array_equal(image.array[0], (stored.max() + stored.min() - stored) * 2 - 1000)
+
+
+def test_a_dicom_with_a_damaged_modality_is_refused(tmp_path: Path) -> None:
+    content = (DICOM_FILES / "MR_small.dcm").read_bytes()
+    entry = struct.pack("<HH2sH", 8, 0x60, b"CS", 2)
+    assert content.count(entry + b"MR") == 1
+    damaged = struct.pack("<HH2sH", 8, 0x60, b"FL", 2)  # a number of 4 bytes
+    (tmp_path / "m.dcm").write_bytes(content.replace(entry + b"MR", damaged + b"MR"))
+    with pytest.raises(ImageError, match=r"^m\.dcm: damaged or unsupported DICOM"):
+        read_image(tmp_path / "m.dcm")
+
+
+def test_a_dicom_of_double_precision_is_read(tmp_path: Path, rng: np.random.Generator) -> None:
+    dataset = pydicom.dcmread(DICOM_FILES / "MR_small.dcm")
+    values = rng.random((64, 64))
+    del dataset.PixelData, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation
+    dataset.BitsAllocated, dataset.DoubleFloatPixelData = 64, values.tobytes()
+    dataset.save_as(tmp_path / "d.dcm")
+    np.testing.assert_array_equal(read_image(tmp_path / "d.dcm").array[0], values.astype(np.float32))
+
+
+def test_a_segmented_palette_is_refused(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(DICOM_FILES / "examples_palette.dcm")
+    for colour in ("Red", "Green", "Blue"):
+        del dataset[f"{colour}PaletteColorLookupTableData"]
+        keyword = f"Segmented{colour}PaletteColorLookupTableData"
+        setattr(dataset, keyword, struct.pack("<6H", 0, 1, 0, 1, 255, 65535))
+        dataset[keyword].VR = "OW"
+    dataset.save_as(tmp_path / "p.dcm")
+    with pytest.raises(ImageError, match=r"^p\.dcm: DICOM with a segmented palette; .* export it as RGB"):
+        read_image(tmp_path / "p.dcm")
+    assert read_image(tmp_path / "p.dcm", labels=True).array.any()  # its indices need no palette
+
+
+@pytest.mark.parametrize("length", [0, 1, 7])
+def test_a_box_of_jpeg_2000_that_ends_before_it_begins_is_refused(tmp_path: Path, length: int) -> None:
+    dataset = pydicom.dcmread(DICOM_FILES / "JPEG2000.dcm")
+    frame = next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))
+    header = b"\0\0\0\x0cjP  \r\n\x87\n" + struct.pack(">I", length) + b"free"
+    dataset.PixelData = pydicom.encaps.encapsulate([header + frame])
+    dataset.save_as(tmp_path / "j.dcm")
+    with pytest.raises(ImageError, match=rf"^j\.dcm: damaged JPEG 2000 in a DICOM \(a box of {length} bytes\)"):
+        read_image(tmp_path / "j.dcm")
 
 
 def test_dicom_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1149,6 +1314,9 @@ def test_folders_that_cannot_be_made_are_refused_first(tmp_path: Path, monkeypat
         check_replaceable(tmp_path / "link")
     with pytest.raises(NotADirectoryError, match="file is a file; expected a folder"):
         check_replaceable(tmp_path / "file" / "a" / "b")
+    (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(NotADirectoryError, match="lost is a link that leads nowhere; expected a folder"):
+        check_replaceable(tmp_path / "lost" / "a" / "b")
     with monkeypatch.context() as patched:
         patched.setattr(os.path, "ismount", lambda path: path == tmp_path / "disk")
         with pytest.raises(FileExistsError, match=r"disk is a mount point, .*; choose a folder in it"):

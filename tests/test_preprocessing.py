@@ -234,6 +234,16 @@ def test_downsampling_does_not_alias() -> None:
     assert set(np.unique(nearest)) <= {0.0, 1.0}
 
 
+def test_steps_beyond_the_whole_image_are_filtered_as_one_over_it() -> None:
+    array = np.random.default_rng(0).random((1, 40, 48)).astype(np.float32)
+    results = [
+        resample_to_grid(array, GridMatch(np.array([[step, 0, 20], [0, step, 24]]), "physical", ""), (32, 32))
+        for step in (48.0, 1e30)
+    ]
+    np.testing.assert_array_equal(results[0], results[1])
+    assert results[0][0, 0, 0] == pytest.approx(array.mean(), abs=0.05)
+
+
 def test_volumes_use_the_same_code() -> None:
     fixed = Geometry((6, 8, 10), (1.0, 1.0, 2.0), (0, 0, 0), ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
     moving = dataclasses.replace(fixed, origin=(9.0, 7.0, 10.0), direction=((-1, 0, 0), (0, -1, 0), (0, 0, -1)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 
 from bsafusion import weights
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg
-from bsafusion.weights import WeightsError, WeightsRecord, file_sha256, find, load, save, shipped
+from bsafusion.weights import WeightsError, WeightsRecord, file_sha256, find, load, save, shipped, write_tensors
 
 CARD: dict[str, Any] = {"preset": "default", "tasks": ("ct-mri",), "data": "synthetic", "steps": 7}
 
@@ -87,6 +88,27 @@ def test_saving_again_replaces_both_files(model: BSAFusion, saved: Path) -> None
     assert saved.read_bytes() != before
     loaded, _ = load(str(saved))
     assert torch.equal(loaded.state_dict()["fusion.last.0.bias"], state["fusion.last.0.bias"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are those of POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_follow_the_umask(model: BSAFusion, tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        save(tmp_path, "mine", model.state_dict(), config=model.cfg.to_dict(), **CARD)
+        write_tensors(tmp_path / "state.safetensors", model.state_dict())
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {0o666 & ~umask}
+
+
+def test_weights_that_are_no_numbers_are_refused(model: BSAFusion, tmp_path: Path) -> None:
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state["fusion.last.0.bias"][0] = torch.nan
+    save(tmp_path, "mine", state, config=model.cfg.to_dict(), **CARD)
+    with pytest.raises(WeightsError, match=r"mine\.safetensors: fusion\.last\.0\.bias holds NaN or infinite values"):
+        load(str(tmp_path / "mine.safetensors"))
 
 
 def test_a_damaged_file_is_refused(saved: Path) -> None:

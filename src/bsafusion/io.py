@@ -15,7 +15,6 @@ import os
 import re
 import secrets
 import shutil
-import struct
 import threading
 import warnings
 import zlib
@@ -34,12 +33,22 @@ import pydicom
 import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
+from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 
 from bsafusion.deformation import DeformationField, MovingFrame
-from bsafusion.image import SLICE_POSITION, Geometry, Image, ImageError, Modality, check_size, slice_geometry
+from bsafusion.image import (
+    LARGEST_SIDE,
+    SLICE_POSITION,
+    Geometry,
+    Image,
+    ImageError,
+    Modality,
+    check_size,
+    slice_geometry,
+)
 
 PathLike = str | os.PathLike[str]
 PixelType = Literal["uint8", "uint16"]
@@ -57,6 +66,7 @@ LARGEST_LABEL = 2**24
 
 _HEAD_BYTES = 544
 _NIFTI_HEADER_BYTES = 540
+_LARGEST_OFFSET = 2**26  # of a NIfTI's voxels; before them are extensions, such as the header of a DICOM
 _OTHER_FORMATS = {
     b"GIF8": "a GIF",
     b"BM": "a BMP",
@@ -157,9 +167,14 @@ def _quiet() -> Iterator[None]:
 
     The filters are those of the whole process, so one thread at a time changes them and puts them back.
     """
+    log = nib.imageglobals.logger
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        before, log.disabled = log.disabled, True
+        try:
+            yield
+        finally:
+            log.disabled = before
 
 
 def _check_labels(array: NDArray[Any]) -> None:
@@ -186,6 +201,8 @@ def _recognise(path: Path) -> str:
         raise ImageError(f"no such file in {path.parent.absolute()}; check the path")
     if path.is_dir():
         raise ImageError("is a folder; expected one image file; choose a file in it")
+    if not path.is_file():  # reading a pipe could wait for ever
+        raise ImageError("is a pipe or a device; expected an image file; save it as one")
     with path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
     if not head:
@@ -309,7 +326,8 @@ def _read_picture(path: Path, kind: str, labels: bool) -> _Pixels:
             if samples not in (1, 3):
                 raise ImageError(_CHANNELS.format(samples)) from error
             raise ImageError(f"damaged or unsupported {kind} (unknown header); export it again") from error
-        except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
+        # Pillow raises nearly every type on damaged files.
+        except Exception as error:
             raise ImageError(f"damaged or unsupported {kind} ({_one_line(error)}); export it again") from error
 
 
@@ -327,31 +345,45 @@ def _tiff_samples(path: Path) -> tuple[int, str]:
             directory.load(stream)
         kind = {1: "uint", 2: "int", 3: "float", 5: "complex", 6: "complex"}[directory.get(tags.SAMPLEFORMAT, (1,))[0]]
         return int(directory.get(tags.SAMPLESPERPIXEL, 1)), f"{kind}{directory[tags.BITSPERSAMPLE][0]}"
-    except (OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, struct.error):
+    except Exception:
         return 1, ""
 
 
 _CHANNELS = "TIFF with {} channels; expected 1 (grey) or 3 (RGB); save one of them on its own"
 
 
-def _check_channels(picture: PIL.Image.Image) -> None:
-    """Refuse samples that are neither colour nor alpha: Pillow drops them without a word."""
-    if not isinstance(picture, PIL.TiffImagePlugin.TiffImageFile):
-        return
-    samples = picture.tag_v2.get(PIL.TiffImagePlugin.SAMPLESPERPIXEL, 1)
-    photometric = int(picture.tag_v2.get(PIL.TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1))
+def _check_tiff(picture: PIL.TiffImagePlugin.TiffImageFile, path: Path) -> None:
+    """Refuse what Pillow or ITK would read otherwise than it is stored."""
+    tags = PIL.TiffImagePlugin
+    # Not n_frames: counting takes quadratic time, and it forgives a loop of pages, in which ITK hangs.
+    if picture.tag_v2.next:
+        raise ImageError("TIFF with more than one page; expected one image; save one page to a file of its own")
+    packed = picture.tag_v2.get(tags.COMPRESSION, 1) != 1
+    # libtiff gives these in the byte order of the machine, and Pillow swaps them once more.
+    if packed and picture.tag_v2.prefix == b"MM" and picture.mode in ("I", "F"):
+        raise ImageError(
+            f"big-endian compressed TIFF of {_tiff_samples(path)[1]}; save it uncompressed or little-endian"
+        )
+    side = max(int(picture.tag_v2.get(tag, 0)) for tag in (tags.TILEWIDTH, tags.TILELENGTH))
+    if side > 2 * LARGEST_SIDE:  # memory is taken for a whole tile
+        raise ImageError(
+            f"TIFF with tiles of {side} pixels; expected at most {2 * LARGEST_SIDE}; save it without tiles"
+        )
+    # Samples that are neither colour nor alpha: Pillow drops them without a word.
+    samples = picture.tag_v2.get(tags.SAMPLESPERPIXEL, 1)
+    photometric = int(picture.tag_v2.get(tags.PHOTOMETRIC_INTERPRETATION, 1))
     extra = samples - {0: 1, 1: 1, 2: 3}.get(photometric, samples)
-    alpha = [sample for sample in picture.tag_v2.get(PIL.TiffImagePlugin.EXTRASAMPLES, ()) if sample in (1, 2)]
+    alpha = [sample for sample in picture.tag_v2.get(tags.EXTRASAMPLES, ()) if sample in (1, 2)]
     if extra > len(alpha):
         raise ImageError(_CHANNELS.format(samples))
 
 
 def _picture_pixels(picture: PIL.Image.Image, path: Path, kind: str, labels: bool) -> _Pixels:
-    pages = getattr(picture, "n_frames", 1)
-    if pages > 1:
+    if isinstance(picture, PIL.TiffImagePlugin.TiffImageFile):
+        _check_tiff(picture, path)
+    elif (pages := getattr(picture, "n_frames", 1)) > 1:
         raise ImageError(f"{kind} with {pages} pages; expected one image; save one page to a file of its own")
     check_size((picture.height, picture.width))
-    _check_channels(picture)
     orientation = int(picture.getexif().get(0x0112, 1))
     meta: dict[str, str | float] = {} if orientation == 1 else {"exif_orientation": float(orientation)}
     if _has_16_bit_colour(picture, path):
@@ -378,7 +410,9 @@ def _has_16_bit_colour(picture: PIL.Image.Image, path: Path) -> bool:
     if picture.format != "PNG":
         return False
     depth, colour_type = _png_depth(path)
-    return depth == 16 and colour_type in (2, 4, 6)
+    if depth == 16 and colour_type == 4:
+        raise ImageError("16-bit grey with alpha; expected grey alone; save it without alpha")
+    return depth == 16 and colour_type in (2, 6)
 
 
 def _png_depth(path: Path) -> tuple[int, int]:
@@ -386,6 +420,17 @@ def _png_depth(path: Path) -> tuple[int, int]:
     with path.open("rb") as stream:
         depth, colour_type = stream.read(26)[24:]
     return depth, colour_type
+
+
+def _significant_bits(path: Path) -> int:
+    """Of a 16-bit colour PNG: ITK shifts the others out, and the picture comes out darker."""
+    with path.open("rb") as stream:
+        stream.seek(8)
+        while len(head := stream.read(8)) == 8 and head[4:] != b"IDAT":
+            if head[4:] == b"sBIT":
+                return min(stream.read(3))
+            stream.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return 16
 
 
 def _as_stored(array: NDArray[Any], picture: PIL.Image.Image, path: Path) -> NDArray[Any]:
@@ -419,6 +464,10 @@ def _read_16_bit_colour(picture: PIL.Image.Image, path: Path, kind: str) -> NDAr
         raise ImageError(
             f"16-bit colour {kind} in tiles or separate planes; expected strips of whole pixels; save it as PNG"
         )
+    if kind == "PNG" and (bits := _significant_bits(path)) < 16:
+        raise ImageError(
+            f"16-bit colour PNG with {bits} significant bits (sBIT); expected 16; save it without that note"
+        )
     # Pillow reduces all of them to 8 bit.
     try:
         array: NDArray[Any] = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO=f"{kind}ImageIO"))
@@ -426,11 +475,11 @@ def _read_16_bit_colour(picture: PIL.Image.Image, path: Path, kind: str) -> NDAr
         raise ImageError(f"damaged or unsupported 16-bit {kind}; export it again") from error
     if array.dtype != np.uint16:
         raise ImageError(f"unsupported kind of 16-bit {kind}; expected strips of whole pixels; save it as PNG")
-    if array.shape[-1] in (2, 4):
+    if array.shape[-1] == 4:
         if (array[..., -1] != 65535).any():
             raise ImageError(_TRANSPARENT)
         array = array[..., :-1]
-    return array[..., 0] if array.shape[-1] == 1 else array
+    return array
 
 
 _TRANSPARENT = "has transparent pixels; expected an opaque image; flatten it onto its background first"
@@ -467,8 +516,10 @@ def _open_nifti(path: Path) -> Iterator[Any]:
         with gzip.open(path) if zipped else path.open("rb") as content:
             head = content.read(8)
             content.seek(0)
-            version = 2 if head[4:8] == b"n+2\0" else 1
-            yield _NIFTI_CLASSES[version].from_stream(content)
+            kind = _NIFTI_CLASSES[2 if head[4:8] == b"n+2\0" else 1]
+            _check_nifti_header(kind.header_class(content.read(kind.header_class.sizeof_hdr), check=False))
+            content.seek(0)
+            yield kind.from_stream(content)
     except ImageError:
         raise
     # nibabel raises many types on damaged headers: KeyError, OverflowError, HeaderDataError.
@@ -476,6 +527,19 @@ def _open_nifti(path: Path) -> Iterator[Any]:
         raise ImageError(f"damaged or unsupported NIfTI ({_one_line(error)}); export it again") from error
 
 
+def _check_nifti_header(header: Any) -> None:
+    """As it is stored: nibabel mends it without a word, and reads all that stands before the voxels."""
+    for name in ("qform_code", "sform_code"):
+        if not 0 <= int(header[name]) <= 5:
+            raise ImageError(f"NIfTI with {name} {int(header[name])}; expected 0 to 5; repair the header")
+    if float(header["vox_offset"]) > _LARGEST_OFFSET:
+        raise ImageError(
+            f"NIfTI whose voxels begin at byte {float(header['vox_offset']):.0f}; expected at most {_LARGEST_OFFSET}; "
+            "export it again without extensions"
+        )
+
+
+@_quiet()
 def _read_nifti(path: Path, slice_index: int | None) -> _Pixels:
     with _open_nifti(path) as nifti:
         shape = tuple(int(size) for size in nifti.shape)
@@ -711,7 +775,7 @@ def _read_dicom(path: Path, labels: bool) -> _Pixels:
     with _quiet():
         try:
             dataset = pydicom.dcmread(path, force=True)
-            if "PixelData" not in dataset and "FloatPixelData" not in dataset:
+            if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
                 raise ImageError("DICOM without pixels; expected an image; choose one of the slices")
             frames = int(dataset.get("NumberOfFrames") or 1)
             if frames > 1:
@@ -721,12 +785,12 @@ def _read_dicom(path: Path, labels: bool) -> _Pixels:
             syntax = _check_decoder(dataset)
             array, dtype, meta = _dicom_array(dataset, labels)
             geometry, facts = _dicom_geometry(dataset)
+            tag = str(dataset.get("Modality", ""))
         except ImageError:
             raise
         # pydicom raises nearly every type on damaged files.
         except Exception as error:
             raise ImageError(f"damaged or unsupported DICOM ({_one_line(error)}); export it again") from error
-    tag = str(dataset.get("Modality", ""))
     meta["transfer_syntax"] = syntax
     return _Pixels(array, geometry, dtype, _MODALITY_TAGS.get(tag, Modality.UNKNOWN), meta | facts)
 
@@ -768,6 +832,7 @@ def _check_decoder(dataset: pydicom.Dataset) -> str:
         dataset.file_meta = pydicom.dataset.FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = syntax
     if syntax.is_encapsulated:
+        _check_boxes(next(generate_frames(dataset.PixelData, number_of_frames=1)))
         try:
             available = get_decoder(syntax).is_available
         except RuntimeError:  # pydicom does not know the syntax at all
@@ -775,6 +840,16 @@ def _check_decoder(dataset: pydicom.Dataset) -> str:
         if not available:
             raise ImageError(f'DICOM compressed as {syntax.name}; no decoder here; pip install ".[dicom]" in the clone')
     return str(syntax.name)
+
+
+def _check_boxes(frame: bytes) -> None:
+    """Refuse a JPEG 2000 file with a box that ends before it begins: pydicom would look for the pixels for ever."""
+    position = 12 if frame.startswith(b"\0\0\0\x0cjP  ") else len(frame)
+    while position < len(frame) and frame[position + 4 : position + 8] != b"jp2c":
+        length = int.from_bytes(frame[position : position + 4], "big")
+        if length < 8:
+            raise ImageError(f"damaged JPEG 2000 in a DICOM (a box of {length} bytes); export it again")
+        position += length
 
 
 def _dicom_array(dataset: pydicom.Dataset, labels: bool) -> tuple[NDArray[Any], str, dict[str, str | float]]:
@@ -788,6 +863,8 @@ def _dicom_array(dataset: pydicom.Dataset, labels: bool) -> tuple[NDArray[Any], 
     photometric = str(dataset.PhotometricInterpretation)
     meta: dict[str, str | float] = {}
     if photometric == "PALETTE COLOR" and not labels:
+        if "SegmentedRedPaletteColorLookupTableData" in dataset:  # a few bytes may stand for gigabytes
+            raise ImageError("DICOM with a segmented palette; expected a plain one; export it as RGB")
         raw = apply_color_lut(raw, dataset)[..., :3]
         if dataset.RedPaletteColorLookupTableDescriptor[2] == 8 and raw.max() <= 255:
             raw = raw.astype(np.uint8)  # entries of 8 bits may be stored in words of 16
@@ -925,10 +1002,14 @@ def check_writable(folder: Path) -> None:
     """Refuse a folder in which no file can be made, or that cannot be made itself.
 
     Raises:
-        NotADirectoryError: it, or what should hold it, is a file.
+        NotADirectoryError: it, or what should hold it, is a file or a link that leads nowhere.
         PermissionError: it, or the nearest folder above it that there is, may not be written to.
     """
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+    if not there.exists():
+        raise NotADirectoryError(
+            f"{there} is a link that leads nowhere; expected a folder for the result; choose another path"
+        )
     if not there.is_dir():
         raise NotADirectoryError(f"{there} is a file; expected a folder for the result; choose another path")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -1060,6 +1141,7 @@ def _write_picture(path: Path, array: NDArray[Any]) -> None:
 # --- deformation fields ---------------------------------------------------------------------
 
 
+@_quiet()
 def read_deformation(path: PathLike) -> DeformationField:
     """Read an ITK displacement field: NIfTI, intent 1007 (VECTOR), components x, y[, z] in LPS mm.
 

@@ -272,7 +272,9 @@ def _sample_points(
     if background is None:
         background = float(source.min())
     if not nearest:
-        source = scipy.ndimage.gaussian_filter(source, [0.0, *_antialias_sigmas(points)], mode="nearest")
+        source = scipy.ndimage.gaussian_filter(
+            source, [0.0, *_antialias_sigmas(points, max(source.shape[1:]))], mode="nearest"
+        )
     values = sample(
         torch.from_numpy(source)[None],
         torch.from_numpy(points.astype(np.float32))[None],
@@ -282,16 +284,17 @@ def _sample_points(
     return np.where(inside, values, background).astype(np.float32)
 
 
-def _antialias_sigmas(points: NDArray[np.float64]) -> list[float]:
+def _antialias_sigmas(points: NDArray[np.float64], longest: int) -> list[float]:
     """Per source axis, ``0.5 sqrt(scale^2 - 1)`` with scale the typical step in source voxels, 0 below 1.
 
-    A voxel seen as a Gaussian of sigma 0.5 then grows to 0.5 scale.
+    A voxel seen as a Gaussian of sigma 0.5 then grows to 0.5 scale, at most that of the ``longest`` side of the
+    source: beyond, the filter only takes longer.
     """
     sigmas = []
     for component in points:
         along = tuple(axis for axis, size in enumerate(component.shape) if size > 1)
         steps = np.stack([np.gradient(component, axis=axis) for axis in along])
-        scale = float(np.median(np.sqrt((steps**2).sum(axis=0))))
+        scale = min(float(np.median(np.sqrt((steps**2).sum(axis=0)))), longest)
         sigmas.append(0.5 * math.sqrt(max(scale**2 - 1.0, 0.0)))
     return sigmas
 

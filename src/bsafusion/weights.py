@@ -122,10 +122,15 @@ def load(name_or_path: str = DEFAULT, *, device: str = "cpu") -> tuple[BSAFusion
     record, path = find(name_or_path)
     try:
         model = BSAFusion(BSAFusionCfg.from_dict(dict(record.config)))
-        model.load_state_dict(load_file(path))
+        state = load_file(path)
+        model.load_state_dict(state)
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         first = str(error).strip().splitlines()[0]
         raise WeightsError(f"{path}: does not fit the network that its record describes ({first})") from error
+    if broken := next((name for name, values in state.items() if not torch.isfinite(values).all()), None):
+        raise WeightsError(
+            f"{path}: {broken} holds NaN or infinite values; expected finite ones; train or fetch it again"
+        )
     # Convolutions on a CPU are faster with the channels last.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     return model.eval().to(device), record
@@ -136,10 +141,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode  # of a new file by the umask; safetensors makes it readable by its owner alone
     try:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata=metadata)
     except SafetensorError as error:
         raise OSError(f"{path.parent}: weights cannot be written ({error}); check the disk") from error
+    path.chmod(mode)
 
 
 def save(folder: Path, name: str, state: Mapping[str, Tensor], **card: Any) -> WeightsRecord:
@@ -150,7 +158,6 @@ def save(folder: Path, name: str, state: Mapping[str, Tensor], **card: Any) -> W
     path = folder / f"{name}.safetensors"
     with write_whole(path.with_suffix(".json")) as card_aside, write_whole(path) as aside:
         write_tensors(aside, state)
-        aside.chmod(0o644)  # safetensors makes it readable by its owner alone
         record = WeightsRecord(name=name, file=path.name, sha256=file_sha256(aside), **card)
         card_aside.write_text(record.to_json(), encoding="utf-8")
     return record
