@@ -81,12 +81,12 @@ def sample(image: Tensor, points: Tensor, *, mode: Mode = "bilinear", padding: P
 
 
 def inside_frame(points: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Whether ``points`` ``B D *S``, voxel coordinates, lie in a grid of this ``shape``: ``B 1 *S``, bool.
+    """Whether ``points`` ``B D *N``, voxel coordinates, lie in a grid of this ``shape``: ``B 1 *N``, bool.
 
     A grid ends half a voxel beyond its outer voxel centres.
     """
     reach = 0.5 + 1e-3  # rounding in single precision must not cut the border off
-    ends = points.new_tensor(shape).view(1, -1, *[1] * len(shape)) - 1 + reach
+    ends = points.new_tensor(shape).view(1, -1, *[1] * (points.dim() - 2)) - 1 + reach
     return ((points >= -reach) & (points <= ends)).all(dim=1, keepdim=True)
 
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bsafusion.deformation import DeformationField, MovingFrame, identity_grid, sample
+from bsafusion.deformation import DeformationField, MovingFrame, identity_grid, inside_frame, sample
 from bsafusion.image import SLICE_POSITION, Geometry, Image, ImageError
 
 Values = TypeVar("Values", NDArray[np.float32], Tensor)
@@ -181,11 +181,9 @@ def _overlap(fixed: Geometry, moving: Geometry) -> float:
 
 
 def _inside(index: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Whether indices ``(..., D)`` lie in the frame: up to half a voxel beyond the outer voxel centres."""
-    # The tolerance keeps float32 rounding from cutting the border off.
-    reach = 0.5 + 1e-3
-    inside = (index >= -reach) & (index <= np.asarray(shape) - 1 + reach)
-    return np.asarray(inside.all(axis=-1))
+    """:func:`bsafusion.deformation.inside_frame` for indices ``(..., D)``."""
+    points = torch.from_numpy(np.ascontiguousarray(np.moveaxis(index, -1, 0)))
+    return np.asarray(inside_frame(points[None], shape)[0, 0])
 
 
 def _directions(fixed: Geometry, moving: Geometry) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
