@@ -858,10 +858,13 @@ def test_a_saved_grey_picture_is_as_bright_as_it_was_made(tmp_path: Path) -> Non
 # --- the command ---
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child process")
-def test_the_command_ends_well_and_leaves_nothing(tmp_path: Path, weights: str) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals to a child process")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_the_command_ends_well_and_leaves_nothing(tmp_path: Path, weights: str, name: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
-    arguments = [sys.executable, "-u", "-m", "bsafusion", "view", "--port", "0", "--no-browser", "--weights", weights]
+    # Whatever these tests run under may ignore a hangup.
+    program = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); from bsafusion.cli import main; main()"
+    arguments = [sys.executable, "-u", "-c", program, "view", "--port", "0", "--no-browser", "--weights", weights]
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -872,7 +875,7 @@ def test_the_command_ends_well_and_leaves_nothing(tmp_path: Path, weights: str) 
         page = httpx.get(line.split()[2], timeout=60, trust_env=False)
         assert "bsafusion viewer" in page.text
         assert list(tmp_path.glob("bsafusion-view-*"))
-        process.send_signal(signal.SIGINT)
+        process.send_signal(getattr(signal, name))
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
         assert errors == ""
