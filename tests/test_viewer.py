@@ -710,6 +710,62 @@ def test_the_rows_of_a_batch_tell_the_bad_ones(tmp_path: Path, result: FusionRes
         assert len(client.get("/api/results").json()) == 4
 
 
+ODD = {
+    "a list": "[]",
+    "a text": '"report"',
+    "nothing": "null",
+    "no status": '{"alignment": {}}',
+    "no size": '{"status": "ok", "alignment": {"assessed_error": 1}}',
+    "no steps": '{"status": "ok", "alignment": {}, "refinement": {}}',
+    "a text for a number": '{"status": "ok", "alignment": {"folded_share": "0"}}',
+    "a text for reasons": '{"status": "suspect", "alignment": {}, "reasons": "why"}',
+    "a list for a grid": '{"status": "ok", "alignment": {}, "grid": []}',
+    "nothing for options": '{"status": "ok", "alignment": {}, "options": null}',
+    "a list for a mode": '{"status": "ok", "alignment": {}, "mode": []}',
+    "NaN": '{"status": "ok", "alignment": {"expected_error": NaN}}',
+    "too large a number": '{"status": "ok", "alignment": {"expected_error": 1' + "0" * 400 + "}}",
+    "half a character": r'{"status": "ok", "alignment": {}, "note": "\ud800"}',
+    "deeper than it can be read": "[" * 100_000,
+}
+
+
+@pytest.fixture(scope="module")
+def odd_client(tmp_path_factory: pytest.TempPathFactory, result: FusionResult, weights: str) -> Iterator[Any]:
+    """A viewer of one good result and each of the odd reports."""
+    out = tmp_path_factory.mktemp("odd")
+    saved(result, out / "good")
+    for name, text in ODD.items():
+        (out / name).mkdir()
+        (out / name / "report.json").write_text(text, encoding="utf-8")
+    with running(server.ViewerCfg(roots=(out,), weights=weights)) as client:
+        yield client
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_report_is_a_row_and_no_error(odd_client: Any, name: str) -> None:
+    rows = {row["name"]: row for row in odd_client.get("/api/results").json()}
+    assert rows.keys() == {"good", *ODD}
+    assert rows["good"]["status"] in ("ok", "suspect")
+    answer = odd_client.get(f"/api/results/{rows[name]['key']}")
+    assert answer.status_code == 422
+    assert f"{name}/report.json is damaged" in answer.json()["error"]
+    assert (rows[name]["status"], rows[name]["reasons"]) == ("unreadable", [answer.json()["error"]])
+
+
+def test_a_report_is_shown_as_deep_as_it_can_be_read(tmp_path: Path, weights: str) -> None:
+    (tmp_path / "report.json").write_text(f'{{"status": "ok", "alignment": {{}}, "x": {"[" * 500}{"]" * 500}}}')
+    with running(server.ViewerCfg(roots=(tmp_path,), weights=weights)) as client:
+        (row,) = client.get("/api/results").json()
+        assert (row["status"], client.get(f"/api/results/{row['key']}").status_code) == ("ok", 200)
+
+
+def test_evidence_does_not_name_a_row(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"status": "ok", "alignment": {"key": 1, "status": 2}}', encoding="utf-8")
+    (entry,) = Library((tmp_path,)).scan()
+    row = entry.row()
+    assert (row["key"], row["status"]) == (entry.key, "ok")
+
+
 def test_no_path_outside_the_chosen_folders_can_be_read(tmp_path: Path, result: FusionResult, weights: str) -> None:
     folder = saved(result, tmp_path / "chosen" / "case")
     secret = tmp_path / "secret.png"

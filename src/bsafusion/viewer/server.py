@@ -323,10 +323,11 @@ def _add_results(app: FastAPI, library: Library) -> None:
         return [entry.row() for entry in library.scan()]
 
     @app.get("/api/results/{key}")
-    def result(key: str) -> dict[str, Any]:
+    def result(key: str) -> JSONResponse:
         files = files_of(library.entry(key).folder)
         sizes = [{"name": name, "bytes": path.stat().st_size} for name, path in files.items()]
-        return {"key": key, **library.view(key).describe(), "files": sizes}
+        # Encoded as read_report has tried to, whatever FastAPI's own way would make of it.
+        return JSONResponse({"key": key, **library.view(key).describe(), "files": sizes})
 
     @app.get("/api/results/{key}/layers/{name}")
     def layer(key: str, name: str) -> Response:
