@@ -814,6 +814,25 @@ def test_no_path_outside_the_chosen_folders_can_be_read(tmp_path: Path, result: 
         assert not set(names) & {"link.png", ".hidden", "inner"}
 
 
+@pytest.mark.parametrize("parts", ["", "/thumbnail", "/zip", "/files/report.json", "/layers/fused"])
+def test_a_result_that_becomes_a_link_or_goes_away_is_not_found(
+    tmp_path: Path, result: FusionResult, weights: str, parts: str
+) -> None:
+    folder = saved(result, tmp_path / "there" / "case")
+    other = saved(result, tmp_path / "other")
+    (tmp_path / "way").symlink_to(tmp_path / "there")  # a root may be given by a link
+    with running(server.ViewerCfg(roots=(tmp_path / "way",), weights=weights)) as client:
+        (row,) = client.get("/api/results").json()
+        address = f"/api/results/{row['key']}{parts}"
+        assert client.get(address).status_code == 200
+        shutil.rmtree(folder)
+        gone = client.get(address)
+        folder.symlink_to(other)
+        linked = client.get(address)
+    assert (gone.status_code, linked.status_code) == (404, 404)
+    assert gone.json() == linked.json() == {"error": "no such result, file or image; reload the page"}
+
+
 def test_a_link_in_place_of_a_result_file_is_not_followed(tmp_path: Path, result: FusionResult) -> None:
     folder = saved(result, tmp_path / "out")
     for name in ("fused.png", "deformation.nii.gz", "deformation_inverse.nii.gz", "report.html"):

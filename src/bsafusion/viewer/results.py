@@ -36,6 +36,11 @@ Array = NDArray[Any]
 Written = tuple[int, int, int]
 
 
+def one_line(error: BaseException) -> str:
+    """A message for the page: what the library says, on one line; of the system's errors without the path."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """Numbers on the fixed grid.
@@ -274,7 +279,7 @@ class Entry:
         try:
             report = read_report(self.folder)
         except (OSError, ValueError) as error:
-            return {"key": self.key, "name": self.name, "status": "unreadable", "reasons": [str(error)]}
+            return {"key": self.key, "name": self.name, "status": "unreadable", "reasons": [one_line(error)]}
         return {
             **report["alignment"],
             "key": self.key,
@@ -370,6 +375,7 @@ class Library:
 
     def add(self, folder: Path, view: View) -> Entry:
         """Take in what has just been fused."""
+        folder = folder.resolve()
         entry, written = Entry(_key(folder), view.name, folder), _written(folder)
         with self._lock:
             self._entries[entry.key] = entry
@@ -377,9 +383,12 @@ class Library:
         return entry
 
     def entry(self, key: str) -> Entry:
-        """Raise :class:`KeyError` for a key that was never given out."""
+        """Raise :class:`KeyError` for a key that was never given out, and where its folder is gone or now a link."""
         with self._lock:
-            return self._entries[key]
+            entry = self._entries[key]
+        if not (entry.folder / REPORT).is_file() or entry.folder.resolve() != entry.folder:
+            raise KeyError(key)
+        return entry
 
     def view(self, key: str) -> View:
         """Its report and layers; the last few stay in memory.

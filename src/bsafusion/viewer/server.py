@@ -38,8 +38,8 @@ from bsafusion.image import Image, ImageError
 from bsafusion.pipeline import AUTO, CHOICES, FuseOptions, RequestError, check_device, read_input
 from bsafusion.refinement import MOST_STEPS
 from bsafusion.report import NOT_CLINICAL
-from bsafusion.viewer.jobs import Busy, Jobs, one_line
-from bsafusion.viewer.results import Library, files_of, thumbnail, zip_of
+from bsafusion.viewer.jobs import Busy, Jobs
+from bsafusion.viewer.results import Library, files_of, one_line, thumbnail, zip_of
 from bsafusion.weights import DEFAULT, find
 
 Role = Literal["fixed", "moving"]
@@ -346,7 +346,7 @@ def _add_results(app: FastAPI, library: Library) -> None:
     @app.get("/api/results/{key}/zip")
     def archive(key: str) -> Response:
         entry = library.entry(key)
-        name = quote(f"{entry.folder.name}.zip")
+        name = quote(f"{entry.folder.name}.zip", errors="replace")
         disposition = {"Content-Disposition": f"attachment; filename*=utf-8''{name}"}
         return Response(zip_of(entry.folder), media_type="application/zip", headers=disposition)
 
