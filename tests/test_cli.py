@@ -598,6 +598,14 @@ def test_a_bad_request_as_users_put_it(tmp_path: Path, good: tuple[Path, Path], 
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_help_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        call = [sys.executable, "-m", "bsafusion", "--help"]
+        done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "bsafusion: [Errno 28] No space left on device\n")
+
+
 def test_a_failure_that_is_not_the_request_s_is_1(
     tmp_path: Path, good: tuple[Path, Path], still: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -683,7 +683,11 @@ def main() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup is obeyed
             signal.signal(number, _terminated)
-    app(prog_name="bsafusion")
+    try:
+        app(prog_name="bsafusion")
+    except OSError as error:  # of the help text, which is printed outside of any command
+        _complain(error)
+        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":
