@@ -34,7 +34,7 @@ import skimage.data
 import skimage.transform
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage, optimize
+from scipy import integrate, ndimage, optimize
 from torch import Tensor
 
 from bsafusion import weights
@@ -635,7 +635,7 @@ def roc(values: NDArray[np.float64], wrong: NDArray[np.bool_]) -> Curve:
     levels_ = np.concatenate([[np.inf], np.unique(values)[::-1]])
     caught = np.array([(values[wrong] >= level).mean() for level in levels_])
     false_alarms = np.array([(values[~wrong] >= level).mean() for level in levels_])
-    return Curve(false_alarms, caught, float(np.trapezoid(caught, false_alarms)))
+    return Curve(false_alarms, caught, float(integrate.trapezoid(caught, false_alarms)))
 
 
 def bins(

@@ -93,6 +93,11 @@ def test_spaces_a_byte_order_mark_and_other_columns_do_no_harm(tmp_path: Path) -
         ("id,mri,ct\na,b,c\n", r"no column fixed, moving \(found: id, mri, ct\)"),
         ("id,fixed,moving\n", "no rows below the header; expected one a pair"),
         ("id,fixed,moving\na,b,c\na,d,e\n", "line 3: id 'a' stands twice; make the ids unique"),
+        ("id,fixed,moving\nCase,b,c\ncase,d,e\n", "line 3: id 'case' stands twice; .*not by case alone .*line 2"),
+        ("id,fixed,moving\n\u00e9,b,c\ne\u0301,d,e\n", "line 3: id .* stands twice"),  # é, composed or not
+        (f"id,fixed,moving\n{'é' * 101},b,c\n", "line 2: id 'é{20}'... is longer than 200 bytes"),
+        ("id,fixed,moving\na\tb,b,c\n", "line 2: id .*has control characters; use a short one"),
+        ("id,fixed,moving\na\0b,b,c\n", "line 2: id .*has control characters"),
         ("id,fixed,moving\n../x,b,c\n", "line 2: id '../x' cannot name a folder; use letters"),
         ("id,fixed,moving\n..,b,c\n", "cannot name a folder"),
         ("id,fixed,moving\na/b,b,c\n", "cannot name a folder"),
@@ -357,8 +362,24 @@ def test_an_earlier_result_that_cannot_be_set_aside_is_told(
     results = run(manifest, tmp_path / "out", model)
     assert outcomes(results) == ["skipped", "failed", "skipped"]
     assert (
-        "case1 is an earlier result and could not be renamed (Permission denied); do not use it" in results[1].message
+        f"an earlier result in {tmp_path}/out/case1 could not be renamed (Permission denied); do not use it"
+        in results[1].message
     )
+
+
+def test_a_folder_that_cannot_be_looked_into_fails_its_row_alone(tmp_path: Path, manifest: Path, model: Model) -> None:
+    first, second, _ = read_manifest(manifest)
+    results = list(run_batch([replace(first, id="x" * 300), second], tmp_path / "out", model))
+    assert outcomes(results) == ["failed", "done"]
+    assert "File name too long" in results[0].message
+
+
+def test_an_id_of_the_longest_length_names_a_folder(tmp_path: Path, manifest: Path, model: Model) -> None:
+    name = "é" * (batch.LONGEST_ID // 2)
+    path = written(manifest.parent, f"id,fixed,moving\n{name},scans/0-mri.png,scans/0-pet.png\n")
+    assert outcomes(run(path, tmp_path / "out", model)) == ["done"]
+    (manifest.parent / "scans/0-pet.png").unlink()
+    assert run(path, tmp_path / "out", model)[0].message.endswith(f"; its earlier result is now {name}.outdated")
 
 
 def test_a_folder_that_cannot_be_replaced_fails_before_the_work(

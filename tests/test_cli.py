@@ -236,19 +236,42 @@ def test_a_folder_that_may_not_be_written_to_is_told_before_any_work(
     assert snapshot(tmp_path) == before
 
 
-def test_a_termination_cleans_up_as_an_interruption_does(tmp_path: Path, good: tuple[Path, Path], still: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_termination_cleans_up_as_an_interruption_does(
+    tmp_path: Path, good: tuple[Path, Path], still: Path, name: str, code: int
+) -> None:
     program = f"""
-import os, signal, sys
+import os, shutil, signal, sys
 from bsafusion import cli, pipeline
-pipeline.write_deformation = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+signal.signal(signal.{name}, signal.SIG_DFL)  # whatever these tests run under
+remove = shutil.rmtree
+end = lambda *_: os.kill(os.getpid(), signal.{name})
+pipeline.write_deformation = end
+shutil.rmtree = lambda *a, **k: (end(), remove(*a, **k))  # it comes twice
 sys.argv = ["bsafusion", "fuse", *{[str(path) for path in good]}, "-o", {str(tmp_path / "out")!r},
             "--weights", {str(still)!r}]
 cli.main()
 """
     before = snapshot(tmp_path)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
-    assert (done.returncode, done.stderr) == (143, "")
+    assert (done.returncode, done.stderr) == (code, "")
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    program = """
+import os, signal, sys
+from bsafusion import cli, weights
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+shipped = weights.shipped
+weights.shipped = lambda: (os.kill(os.getpid(), signal.SIGHUP), shipped())[1]
+sys.argv = ["bsafusion", "info"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_fuse_writes_into_an_empty_folder_and_makes_parents(
@@ -573,6 +596,14 @@ def test_a_bad_request_as_users_put_it(tmp_path: Path, good: tuple[Path, Path], 
     assert done.stderr.startswith("bsafusion: ")
     assert all(part in done.stderr for part in bad.said)
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_help_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        call = [sys.executable, "-m", "bsafusion", "--help"]
+        done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "bsafusion: [Errno 28] No space left on device\n")
 
 
 def test_a_failure_that_is_not_the_request_s_is_1(

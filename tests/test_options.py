@@ -121,6 +121,40 @@ def test_the_config_s_own_checks_still_hold(setting: str, said: str) -> None:
         changed(setting)
 
 
+NUMBERS = [
+    *(f"training.mix.pose.{name}" for name in ("translation", "rotation", "scale", "elastic", "sigma")),
+    *(f"training.{name}" for name in ("lr", "clip", "weight_decay")),
+]
+COUNTS = [
+    *(f"model.representation.{name}" for name in ("heads", "mlp_dim", "blocks", "transfer_blocks", "cross_blocks")),
+    *("model.representation.position_grid", "model.alignment.layers", "model.alignment.context"),
+    "model.encoder.shallow",
+]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *(f"{path}={value}" for path in NUMBERS for value in ("NaN", "Infinity", "-1")),
+        *(f"{path}=-1" for path in COUNTS),
+        "model.representation.heads=0",
+        "model.encoder.widths=[-8, 48, 64, 96]",
+        "model.alignment.radius=[0, -3, 3, 3, 2, 1]",
+        "training.mix.pose.scale=1",
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(setting: str) -> None:
+    name = setting.partition("=")[0].rpartition(".")[2]
+    with pytest.raises(ValueError, match=rf"{name} .*(expected|takes)"):
+        changed(setting)
+
+
+@pytest.mark.parametrize("value", ["[" * depth + "]" * depth for depth in (400, 700, 10_000)] + ["1" + "0" * 400])
+def test_a_value_that_python_cannot_hold_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match=r"--set 'training\.lr="):
+        changed(f"training.lr={value}")
+
+
 def test_every_option_of_both_configs_can_be_named() -> None:
     def paths(cfg: Any, prefix: str) -> list[str]:
         named = []

@@ -548,6 +548,16 @@ def test_earlier_tables_are_not_lost(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
 
 
+def test_a_full_disk_leaves_no_table_without_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bsafusion.scoring.write_json", full)
+    result = invoke(*triple(tmp_path), "-o", tmp_path / "out", "--names", "qs")
+    assert (result.exit_code, result.stderr) == (1, "bsafusion: [Errno 28] No space left on device\n")
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -262,6 +262,8 @@ def test_a_calibration_read_back_has_the_same_hash_and_another_has_another(tmp_p
         "{",
         "[]",
         "{}",
+        "[" * 100_000,
+        json.dumps({**asdict(CALIBRATION), "bias": 10**400}),
         json.dumps({**asdict(CALIBRATION), "threshold": 1.5}),
         json.dumps({**asdict(CALIBRATION), "bias": math.nan}),
         json.dumps({**asdict(CALIBRATION), "spread": {"expected_error": 0.0, "similarity_low": 1.0}}),

@@ -710,6 +710,62 @@ def test_the_rows_of_a_batch_tell_the_bad_ones(tmp_path: Path, result: FusionRes
         assert len(client.get("/api/results").json()) == 4
 
 
+ODD = {
+    "a list": "[]",
+    "a text": '"report"',
+    "nothing": "null",
+    "no status": '{"alignment": {}}',
+    "no size": '{"status": "ok", "alignment": {"assessed_error": 1}}',
+    "no steps": '{"status": "ok", "alignment": {}, "refinement": {}}',
+    "a text for a number": '{"status": "ok", "alignment": {"folded_share": "0"}}',
+    "a text for reasons": '{"status": "suspect", "alignment": {}, "reasons": "why"}',
+    "a list for a grid": '{"status": "ok", "alignment": {}, "grid": []}',
+    "nothing for options": '{"status": "ok", "alignment": {}, "options": null}',
+    "a list for a mode": '{"status": "ok", "alignment": {}, "mode": []}',
+    "NaN": '{"status": "ok", "alignment": {"expected_error": NaN}}',
+    "too large a number": '{"status": "ok", "alignment": {"expected_error": 1' + "0" * 400 + "}}",
+    "half a character": r'{"status": "ok", "alignment": {}, "note": "\ud800"}',
+    "deeper than it can be read": "[" * 100_000,
+}
+
+
+@pytest.fixture(scope="module")
+def odd_client(tmp_path_factory: pytest.TempPathFactory, result: FusionResult, weights: str) -> Iterator[Any]:
+    """A viewer of one good result and each of the odd reports."""
+    out = tmp_path_factory.mktemp("odd")
+    saved(result, out / "good")
+    for name, text in ODD.items():
+        (out / name).mkdir()
+        (out / name / "report.json").write_text(text, encoding="utf-8")
+    with running(server.ViewerCfg(roots=(out,), weights=weights)) as client:
+        yield client
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_report_is_a_row_and_no_error(odd_client: Any, name: str) -> None:
+    rows = {row["name"]: row for row in odd_client.get("/api/results").json()}
+    assert rows.keys() == {"good", *ODD}
+    assert rows["good"]["status"] in ("ok", "suspect")
+    answer = odd_client.get(f"/api/results/{rows[name]['key']}")
+    assert answer.status_code == 422
+    assert f"{name}/report.json is damaged" in answer.json()["error"]
+    assert (rows[name]["status"], rows[name]["reasons"]) == ("unreadable", [answer.json()["error"]])
+
+
+def test_a_report_is_shown_as_deep_as_it_can_be_read(tmp_path: Path, weights: str) -> None:
+    (tmp_path / "report.json").write_text(f'{{"status": "ok", "alignment": {{}}, "x": {"[" * 500}{"]" * 500}}}')
+    with running(server.ViewerCfg(roots=(tmp_path,), weights=weights)) as client:
+        (row,) = client.get("/api/results").json()
+        assert (row["status"], client.get(f"/api/results/{row['key']}").status_code) == ("ok", 200)
+
+
+def test_evidence_does_not_name_a_row(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"status": "ok", "alignment": {"key": 1, "status": 2}}', encoding="utf-8")
+    (entry,) = Library((tmp_path,)).scan()
+    row = entry.row()
+    assert (row["key"], row["status"]) == (entry.key, "ok")
+
+
 def test_no_path_outside_the_chosen_folders_can_be_read(tmp_path: Path, result: FusionResult, weights: str) -> None:
     folder = saved(result, tmp_path / "chosen" / "case")
     secret = tmp_path / "secret.png"
@@ -756,6 +812,25 @@ def test_no_path_outside_the_chosen_folders_can_be_read(tmp_path: Path, result: 
             assert b"secret" not in answer.partition(b"\r\n\r\n")[2], path
         names = zipfile.ZipFile(io.BytesIO(client.get(f"{base}/zip").content)).namelist()
         assert not set(names) & {"link.png", ".hidden", "inner"}
+
+
+@pytest.mark.parametrize("parts", ["", "/thumbnail", "/zip", "/files/report.json", "/layers/fused"])
+def test_a_result_that_becomes_a_link_or_goes_away_is_not_found(
+    tmp_path: Path, result: FusionResult, weights: str, parts: str
+) -> None:
+    folder = saved(result, tmp_path / "there" / "case")
+    other = saved(result, tmp_path / "other")
+    (tmp_path / "way").symlink_to(tmp_path / "there")  # a root may be given by a link
+    with running(server.ViewerCfg(roots=(tmp_path / "way",), weights=weights)) as client:
+        (row,) = client.get("/api/results").json()
+        address = f"/api/results/{row['key']}{parts}"
+        assert client.get(address).status_code == 200
+        shutil.rmtree(folder)
+        gone = client.get(address)
+        folder.symlink_to(other)
+        linked = client.get(address)
+    assert (gone.status_code, linked.status_code) == (404, 404)
+    assert gone.json() == linked.json() == {"error": "no such result, file or image; reload the page"}
 
 
 def test_a_link_in_place_of_a_result_file_is_not_followed(tmp_path: Path, result: FusionResult) -> None:
@@ -858,10 +933,13 @@ def test_a_saved_grey_picture_is_as_bright_as_it_was_made(tmp_path: Path) -> Non
 # --- the command ---
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child process")
-def test_the_command_ends_well_and_leaves_nothing(tmp_path: Path, weights: str) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals to a child process")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_the_command_ends_well_and_leaves_nothing(tmp_path: Path, weights: str, name: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
-    arguments = [sys.executable, "-u", "-m", "bsafusion", "view", "--port", "0", "--no-browser", "--weights", weights]
+    # Whatever these tests run under may ignore a hangup.
+    program = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); from bsafusion.cli import main; main()"
+    arguments = [sys.executable, "-u", "-c", program, "view", "--port", "0", "--no-browser", "--weights", weights]
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -872,7 +950,7 @@ def test_the_command_ends_well_and_leaves_nothing(tmp_path: Path, weights: str) 
         page = httpx.get(line.split()[2], timeout=60, trust_env=False)
         assert "bsafusion viewer" in page.text
         assert list(tmp_path.glob("bsafusion-view-*"))
-        process.send_signal(signal.SIGINT)
+        process.send_signal(getattr(signal, name))
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
         assert errors == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -13,6 +14,9 @@ from bsafusion.datasets import TASKS
 from bsafusion.io import check_replaceable, read_csv
 from bsafusion.pipeline import AUTO, FILES, FuseOptions, Model, RequestError, expected_files, fuse, versions
 from bsafusion.weights import file_sha256
+
+LONGEST_ID = 200
+"""Bytes of UTF-8: file systems take 255, and a folder that is being written has a longer name than the result."""
 
 Outcome = Literal["ok", "suspect", "skipped", "failed"]
 
@@ -40,11 +44,13 @@ def read_manifest(path: Path) -> list[Row]:
     """Rows of a CSV with columns ``id,fixed,moving[,task]``; image paths are relative to the CSV.
 
     Raises:
-        RequestError: :func:`bsafusion.io.read_csv` cannot read the file, an id is missing, used twice or no folder
-            name, or a task is unknown. Images are not looked at: a row whose image is missing fails alone.
+        RequestError: :func:`bsafusion.io.read_csv` cannot read the file, an id is missing, too long, no folder name or
+            used twice (but for case, too), or a task is unknown. Images are not looked at: a row whose image is missing
+            fails alone.
     """
     lines = read_csv(path, what="manifest", columns="id,fixed,moving[,task]", error=RequestError)
-    rows: dict[str, Row] = {}
+    rows: list[Row] = []
+    lines_of: dict[str, int] = {}  # by what a file system that ignores case would tell names apart
     for number, line in lines:
         where = f"{path}, line {number}"
         name, task = line["id"], (line.get("task") or AUTO).lower()
@@ -52,14 +58,22 @@ def read_manifest(path: Path) -> list[Row]:
             raise RequestError(f"{where}: fixed or moving is empty; expected a path in each")
         if not name or name in (".", "..") or Path(name).name != name or name.startswith("."):
             raise RequestError(f"{where}: id {name!r} cannot name a folder; use letters, digits, - and _")
-        if name in rows:
-            raise RequestError(f"{where}: id {name!r} stands twice; make the ids unique")
+        if len(name.encode()) > LONGEST_ID or any(unicodedata.category(c) == "Cc" for c in name):
+            raise RequestError(
+                f"{where}: id {name[:20]!r}... is longer than {LONGEST_ID} bytes or has control characters; "
+                "use a short one of letters, digits, - and _"
+            )
+        same = unicodedata.normalize("NFC", name).casefold()
+        if (earlier := lines_of.setdefault(same, number)) != number:
+            raise RequestError(
+                f"{where}: id {name!r} stands twice; make the ids unique, not by case alone (the other: line {earlier})"
+            )
         if task not in (*TASKS, AUTO):
             raise RequestError(f"{where}: unknown task {task!r}; expected {', '.join(TASKS)} or {AUTO}")
-        rows[name] = Row(name, path.parent / line["fixed"], path.parent / line["moving"], task)
+        rows.append(Row(name, path.parent / line["fixed"], path.parent / line["moving"], task))
     if not rows:
         raise RequestError(f"{path}: no rows below the header; expected one a pair")
-    return list(rows.values())
+    return rows
 
 
 def done_before(row: Row, folder: Path, model: Model, wanted: FuseOptions) -> dict[str, Any] | None:
@@ -109,12 +123,12 @@ def run_batch(rows: list[Row], out: Path, model: Model, options: FuseOptions | N
 
 def _set_aside(folder: Path) -> str:
     """Give an earlier result another name, if there is one; what to say of it."""
-    if folder.is_symlink() or not (folder / "report.json").is_file():
-        return ""
     names = (folder.with_name(f"{folder.name}.outdated{number or ''}") for number in count())
-    aside = next(path for path in names if not path.exists())
     try:
+        if folder.is_symlink() or not (folder / "report.json").is_file():
+            return ""
+        aside = next(path for path in names if not path.exists())
         folder.rename(aside)
     except OSError as error:
-        return f"; {folder} is an earlier result and could not be renamed ({error.strerror}); do not use it"
+        return f"; an earlier result in {folder} could not be renamed ({error.strerror}); do not use it"
     return f"; its earlier result is now {aside.name}"

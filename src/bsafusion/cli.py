@@ -1,6 +1,6 @@
 """The command line. Heavy imports happen inside the commands, so that ``--help`` and ``info`` answer at once.
 
-Exit codes: 0 done, 1 a result is missing or failed, 2 the request was wrong.
+Exit codes: 0 done, 1 a result is missing or failed, 2 the request was wrong, 129, 130 or 143 interrupted.
 """
 
 from __future__ import annotations
@@ -631,6 +631,9 @@ def view(
             typer.echo(f"viewer at {server.address(listener)} (Ctrl-C ends it). {NOT_CLINICAL}")
             if browser:
                 server.open_browser(server.address(listener))
+            hangup = getattr(signal, "SIGHUP", None)
+            if hangup is not None and signal.getsignal(hangup) is _terminated:
+                signal.signal(hangup, viewer.handle_exit)  # as on Ctrl-C; the server takes no notice of this one
             server.run(viewer, listener)
 
 
@@ -669,14 +672,22 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fal
 
 def _terminated(number: int, _frame: Any) -> None:
     """End as on an interruption, so that what is half written is removed; the code is the one a shell shows."""
+    signal.signal(number, signal.SIG_IGN)  # it may come twice, and the second is not to end the cleaning up
     raise SystemExit(128 + number)
 
 
 def main() -> None:
     """Entry point of the ``bsafusion`` command."""
     keep_freed_memory()
-    signal.signal(signal.SIGTERM, _terminated)
-    app(prog_name="bsafusion")
+    for name in ("SIGTERM", "SIGHUP"):  # the latter where a terminal was closed; Windows has none
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup is obeyed
+            signal.signal(number, _terminated)
+    try:
+        app(prog_name="bsafusion")
+    except OSError as error:  # of the help text, which is printed outside of any command
+        _complain(error)
+        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

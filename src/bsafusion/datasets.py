@@ -126,6 +126,13 @@ class Misalignment:
     elastic: float = 0.0
     sigma: float = 16.0
 
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if not 0 <= getattr(self, f.name) < math.inf:
+                raise ValueError(f"{f.name} {getattr(self, f.name)}: expected a finite number, 0 or more")
+        if self.scale >= 1:
+            raise ValueError(f"scale {self.scale}: expected less than 1, or the image may vanish")
+
     def draw(self, count: int, shape: tuple[int, int], generator: torch.Generator, *, milder: float = 0.0) -> Tensor:
         """Fields ``p``, ``count 2 H W``: ``moving(x) = truth(x + p(x))``; elastic first, affine after.
 

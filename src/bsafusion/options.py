@@ -17,21 +17,29 @@ def with_options(training: TrainingCfg, model: BSAFusionCfg, settings: list[str]
         ValueError: no such option, or a value that it does not take.
     """
     for setting in settings:
-        path, sign, text = setting.partition("=")
-        owner, _, rest = path.partition(".")
-        if not sign or owner not in ("training", "model") or not rest:
-            raise ValueError(f"--set {setting!r}: expected training.NAME=VALUE or model.STAGE.NAME=VALUE")
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text  # a bare word is a string
-        if path == "model.preset":
-            raise ValueError(f"--set {setting!r}: a preset is more than its name; choose it with --preset")
-        if owner == "training":
-            training = _replaced(training, rest.split("."), _frozen(value), setting)
-        else:
-            model = _replaced(model, rest.split("."), _frozen(value), setting)
+            training, model = _with_option(training, model, setting)
+        except (RecursionError, OverflowError) as error:
+            raise ValueError(
+                f"--set {setting[:40]!r}...: nested too deeply, or too large a number; expected less"
+            ) from error
     return training, model
+
+
+def _with_option(training: TrainingCfg, model: BSAFusionCfg, setting: str) -> tuple[TrainingCfg, BSAFusionCfg]:
+    path, sign, text = setting.partition("=")
+    owner, _, rest = path.partition(".")
+    if not sign or owner not in ("training", "model") or not rest:
+        raise ValueError(f"--set {setting!r}: expected training.NAME=VALUE or model.STAGE.NAME=VALUE")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text  # a bare word is a string
+    if path == "model.preset":
+        raise ValueError(f"--set {setting!r}: a preset is more than its name; choose it with --preset")
+    if owner == "training":
+        return _replaced(training, rest.split("."), _frozen(value), setting), model
+    return training, _replaced(model, rest.split("."), _frozen(value), setting)
 
 
 def _frozen(value: Any) -> Any:

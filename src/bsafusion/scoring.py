@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsafusion.image import Image, ImageError
-from bsafusion.io import PathLike, read_csv, read_image, write_csv, write_json
+from bsafusion.io import PathLike, read_csv, read_image, write_csv, write_json, write_whole
 from bsafusion.metrics import ALL_METRICS, DIRECTIONS, PAPER_METRICS, fusion_metrics
 from bsafusion.preprocessing import fit_intensity, match_grids, slices_apart, white_level
 
@@ -416,7 +416,7 @@ def json_number(value: float | None) -> float | None:
 
 
 def write_scores(out: Path, scores: Sequence[RowScore], described: Mapping[str, Any]) -> None:
-    """Write ``per_image.csv``, ``summary.csv`` and ``summary.json`` into the folder ``out``, each whole.
+    """Write ``per_image.csv``, ``summary.csv`` and ``summary.json`` into the folder ``out``, all or none.
 
     ``per_image.csv`` has a line for every row that has a score: id, task, the metrics. Numbers are written in full;
     a number that ``described``, from :func:`describe_scores`, has as None is an empty cell in ``summary.csv``.
@@ -426,12 +426,14 @@ def write_scores(out: Path, scores: Sequence[RowScore], described: Mapping[str, 
     values = [
         [row.id, row.task, *(row.score.values[name] for name in names)] for row in scores if row.score is not None
     ]
-    write_csv(out / "per_image.csv", ["id", "task", *names], values)
     lines = [
         [task, name, *(of[key] for key in ("better", "n", "mean", "median")), *(of["ci95"] or (None, None))]
         for task, group in described["groups"].items()
         for name, of in group.items()
     ]
     header = ["task", "metric", "better", "n", "mean", "median", "ci95_low", "ci95_high"]
-    write_csv(out / "summary.csv", header, lines)
-    write_json(out / "summary.json", described)
+    per_image, summary, settings = (write_whole(out / name) for name in OUTPUTS)
+    with per_image as first, summary as second, settings as third:
+        write_csv(first, ["id", "task", *names], values)
+        write_csv(second, header, lines)
+        write_json(third, described)

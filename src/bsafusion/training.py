@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -107,11 +108,11 @@ class TrainingCfg:
         counts = ("steps", "batch", "validate_every", "checkpoint_every", "log_every")
         least = dict.fromkeys(counts, 1) | dict.fromkeys(("warmup", "weight_decay", "aligned_share"), 0)
         for name, value in least.items():
-            if not getattr(self, name) >= value:
-                raise ValueError(f"{name} {getattr(self, name)}: expected at least {value}")
+            if not value <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} {getattr(self, name)}: expected at least {value}, and finite")
         for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} {getattr(self, name)}: expected a number above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} {getattr(self, name)}: expected a finite number above 0")
         if self.aligned_share > 1:
             raise ValueError(f"aligned_share {self.aligned_share}: expected at most 1")
         if self.aligned_share != TrainingCfg.aligned_share and self.parts != "fusion":

@@ -177,7 +177,7 @@ def read_calibration(weights: Path, network: nn.Module) -> tuple[Calibration | N
         return None, "these weights have no calibration; only plain limits judge the result"
     try:
         calibration = Calibration(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise WeightsError(
             f"{path}: not a calibration ({error}); remove it, or fit it again with benchmarks/trust.py"
         ) from error

@@ -138,6 +138,11 @@ class AlignmentCfg:
             raise ValueError(f"direction {self.direction!r}: expected one of {', '.join(get_args(Direction))}")
         if self.kind == "attention" and "affine" in self.steps:
             raise ValueError("the attention preset has no affine step; start its steps at 1/16")
+        if min(self.layers, self.context, *self.residual, *self.radius) < 0:
+            raise ValueError(
+                f"layers {self.layers}, context {self.context}, residual {self.residual}, radius {self.radius}: "
+                "expected 0 or more in each"
+            )
         if not 0 <= self.squarings <= 8:
             raise ValueError(f"squarings {self.squarings}: expected 0 to 8")
         if min(len(self.hidden), len(self.radius), len(self.residual)) <= places[-1]:

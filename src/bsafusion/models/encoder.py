@@ -58,8 +58,10 @@ class EncoderCfg:
         if self.kind not in ("restormer", "pyramid"):
             raise ValueError(f"kind {self.kind!r}: expected restormer or pyramid")
         expected = 1 if self.kind == "restormer" else 4
-        if len(self.widths) != expected or any(w % 8 for w in self.widths):
+        if len(self.widths) != expected or any(w < 8 or w % 8 for w in self.widths):
             raise ValueError(f"widths {self.widths}: a {self.kind} encoder takes {expected}, each a multiple of 8")
+        if self.shallow < 1:
+            raise ValueError(f"shallow {self.shallow}: expected at least 1 channel")
         if self.colour and self.kind == "restormer":
             raise ValueError("the restormer encoder sees luminance alone, as published; leave colour out")
 

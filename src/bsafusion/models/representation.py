@@ -57,6 +57,10 @@ class RepresentationCfg:
     inject: bool = True
 
     def __post_init__(self) -> None:
+        least = {"dim": 1, "heads": 1, "mlp_dim": 1, "blocks": 0, "transfer_blocks": 0, "cross_blocks": 0}
+        for name, value in (least | {"position_grid": 0}).items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} {getattr(self, name)}: expected at least {value}")
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
 

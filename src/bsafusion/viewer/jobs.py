@@ -12,7 +12,7 @@ from typing import Any
 from bsafusion.image import Image
 from bsafusion.pipeline import FuseOptions, Model, check_task, fuse, load_model
 from bsafusion.report import ALIGN_AND_FUSE, ALIGN_ONLY, FUSE_ONLY
-from bsafusion.viewer.results import Library, view_of
+from bsafusion.viewer.results import Library, one_line, view_of
 
 _STAGES = ("waiting for the model", "{work}", "writing the result", "done")
 _WORK = {ALIGN_AND_FUSE: "aligning and fusing", FUSE_ONLY: "fusing", ALIGN_ONLY: "aligning"}
@@ -47,11 +47,6 @@ class Job:
             "message": self.message,
             "result": self.result,
         }
-
-
-def one_line(error: BaseException) -> str:
-    """A message for the page: what the library says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class Jobs:

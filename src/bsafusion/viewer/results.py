@@ -36,6 +36,11 @@ Array = NDArray[Any]
 Written = tuple[int, int, int]
 
 
+def one_line(error: BaseException) -> str:
+    """A message for the page: what the library says, on one line; of the system's errors without the path."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """Numbers on the fixed grid.
@@ -120,16 +125,38 @@ def read_report(folder: Path) -> dict[str, Any]:
     """The content of a folder's ``report.json``.
 
     Raises:
-        ValueError: it is damaged or not of this package.
+        ValueError: it is damaged or not of this package, or the page could not show it.
         OSError: it cannot be read.
     """
-    path = folder / REPORT
     try:
-        report: dict[str, Any] = json.loads(_text(path))
-    except ValueError as error:
-        raise ValueError(f"{folder.name}/{REPORT} is damaged ({error}); fuse the pair again") from error
-    words(report)
-    return report
+        report: dict[str, Any] = json.loads(_text(folder / REPORT))
+        _check(report)
+        words(report)
+    except RecursionError:
+        problem = "nested too deeply"
+    except KeyError as error:
+        problem = f"{error} is missing"
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        problem = str(error)
+    else:
+        return report
+    raise ValueError(f"{_shown(folder)}/{REPORT} is damaged ({problem}); fuse the pair again")
+
+
+def _check(report: dict[str, Any]) -> None:
+    """Whether the page can make something of a report, beside its words."""
+    kinds = {"reasons": list, "inputs": dict, "grid": dict, "options": dict}
+    for name, kind in kinds.items():
+        if not isinstance(report.get(name, kind()), kind):
+            raise TypeError(f"{name} is no {kind.__name__}")
+    if not all(isinstance(value, int | float | None) for value in report["alignment"].values()):
+        raise TypeError("alignment holds more than numbers")
+    json.dumps(report, allow_nan=False, ensure_ascii=False).encode()  # as the page gets it
+
+
+def _shown(folder: Path) -> str:
+    """The name of a folder as text, whatever bytes it is of."""
+    return os.fsencode(folder.name).decode(errors="replace")
 
 
 def _text(path: Path) -> str:
@@ -166,7 +193,7 @@ def read_view(folder: Path) -> View:
     shape = next((layer.array.shape[1:] for layer in layers.values()), None)
     fitting = {name: layer for name, layer in layers.items() if layer.array.shape[1:] == shape}
     missing.extend(f"{name} has another size than the others" for name in layers if name not in fitting)
-    return View(folder.name, report, fitting, "; ".join(missing))
+    return View(_shown(folder), report, fitting, "; ".join(missing))
 
 
 def _own(folder: Path, name: str) -> Path:
@@ -252,15 +279,14 @@ class Entry:
         try:
             report = read_report(self.folder)
         except (OSError, ValueError) as error:
-            return {"key": self.key, "name": self.name, "status": "unreadable", "reasons": [str(error)]}
-        options = report.get("options")
+            return {"key": self.key, "name": self.name, "status": "unreadable", "reasons": [one_line(error)]}
         return {
+            **report["alignment"],
             "key": self.key,
             "name": self.name,
             "status": report["status"],
             "reasons": report.get("reasons", []),
-            "task": options.get("task") if isinstance(options, dict) else None,
-            **report["alignment"],
+            "task": report.get("options", {}).get("task"),
         }
 
 
@@ -338,7 +364,7 @@ class Library:
     def scan(self) -> list[Entry]:
         """The results in the chosen folders; a batch may still be adding some."""
         entries = [
-            Entry(_key(folder), folder.name, folder)
+            Entry(_key(folder), _shown(folder), folder)
             for root in self._roots
             if root.is_dir()
             for folder in _result_folders(root)
@@ -349,6 +375,7 @@ class Library:
 
     def add(self, folder: Path, view: View) -> Entry:
         """Take in what has just been fused."""
+        folder = folder.resolve()
         entry, written = Entry(_key(folder), view.name, folder), _written(folder)
         with self._lock:
             self._entries[entry.key] = entry
@@ -356,9 +383,12 @@ class Library:
         return entry
 
     def entry(self, key: str) -> Entry:
-        """Raise :class:`KeyError` for a key that was never given out."""
+        """Raise :class:`KeyError` for a key that was never given out, and where its folder is gone or now a link."""
         with self._lock:
-            return self._entries[key]
+            entry = self._entries[key]
+        if not (entry.folder / REPORT).is_file() or entry.folder.resolve() != entry.folder:
+            raise KeyError(key)
+        return entry
 
     def view(self, key: str) -> View:
         """Its report and layers; the last few stay in memory.

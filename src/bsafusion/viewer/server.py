@@ -38,8 +38,8 @@ from bsafusion.image import Image, ImageError
 from bsafusion.pipeline import AUTO, CHOICES, FuseOptions, RequestError, check_device, read_input
 from bsafusion.refinement import MOST_STEPS
 from bsafusion.report import NOT_CLINICAL
-from bsafusion.viewer.jobs import Busy, Jobs, one_line
-from bsafusion.viewer.results import Library, files_of, thumbnail, zip_of
+from bsafusion.viewer.jobs import Busy, Jobs
+from bsafusion.viewer.results import Library, files_of, one_line, thumbnail, zip_of
 from bsafusion.weights import DEFAULT, find
 
 Role = Literal["fixed", "moving"]
@@ -323,10 +323,11 @@ def _add_results(app: FastAPI, library: Library) -> None:
         return [entry.row() for entry in library.scan()]
 
     @app.get("/api/results/{key}")
-    def result(key: str) -> dict[str, Any]:
+    def result(key: str) -> JSONResponse:
         files = files_of(library.entry(key).folder)
         sizes = [{"name": name, "bytes": path.stat().st_size} for name, path in files.items()]
-        return {"key": key, **library.view(key).describe(), "files": sizes}
+        # Encoded as read_report has tried to, whatever FastAPI's own way would make of it.
+        return JSONResponse({"key": key, **library.view(key).describe(), "files": sizes})
 
     @app.get("/api/results/{key}/layers/{name}")
     def layer(key: str, name: str) -> Response:
@@ -345,7 +346,7 @@ def _add_results(app: FastAPI, library: Library) -> None:
     @app.get("/api/results/{key}/zip")
     def archive(key: str) -> Response:
         entry = library.entry(key)
-        name = quote(f"{entry.folder.name}.zip")
+        name = quote(f"{entry.folder.name}.zip", errors="replace")
         disposition = {"Content-Disposition": f"attachment; filename*=utf-8''{name}"}
         return Response(zip_of(entry.folder), media_type="application/zip", headers=disposition)
 
