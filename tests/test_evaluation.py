@@ -391,12 +391,17 @@ def test_a_competitor_that_is_not_installed_is_left_out(benchmark: Benchmark, tm
     }
 
 
-def test_inputs_for_other_programs_are_what_methods_see(benchmark: Benchmark, tmp_path: Path) -> None:
+def test_inputs_for_other_programs_are_what_methods_see(
+    pairs_csv: Path, benchmark: Benchmark, tmp_path: Path
+) -> None:
     root = write_inputs(benchmark, tmp_path)
     case = benchmark.cases(2)[1]
     moving = read_image(root / case.folder / "moving.png").array[0]
     assert np.array_equal(moving, np.rint(benchmark.inputs(case).moving.astype(np.float64) * 255))
     assert len(list(root.rglob("fixed.png"))) == len(benchmark.cases(2))
+    other = Benchmark(pairs_csv, replace(CFG, split="train"))
+    with pytest.raises(EvaluationError, match=r"inputs was made with other settings \(.*split: val there, train now"):
+        write_inputs(other, tmp_path)
 
 
 # --- fused images of others --------------------------------------------------------------------------
@@ -416,6 +421,15 @@ def test_fused_images_from_inputs_of_their_own_get_fusion_metrics_only(
     rows = rows_of(benchmark, tmp_path, Method("theirs", "fused", str(tmp_path / "theirs")))
     assert [(row["suite"], row["id"], row["draw"]) for row in rows] == [(OWN, "6", 0), (OWN, "7", 0)]
     assert all(row["error"] is None and row["qabf"] > 0 for row in rows)
+
+
+def test_a_fused_image_of_another_size_than_its_sources_is_refused(benchmark: Benchmark, tmp_path: Path) -> None:
+    for case in benchmark.cases(1):
+        path = tmp_path / "theirs" / f"{case.id}.png"
+        write_fused(path)
+        write_image(path, read_image(path).array[..., 5:], value_range=(0, 255))
+    with pytest.raises(EvaluationError, match=r"6\.png: \(60, 65\) pixels; expected \(65, 65\), the size of its sources"):
+        rows_of(benchmark, tmp_path, Method("theirs", "fused", str(tmp_path / "theirs")))
 
 
 def test_an_id_with_dots_finds_its_file(benchmark: Benchmark, tmp_path: Path) -> None:

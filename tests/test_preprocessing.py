@@ -341,6 +341,7 @@ def test_a_position_that_only_one_of_two_scans_has_is_no_guess() -> None:
     # A field of an older version does not say.
     old = dataclasses.replace(placed, moving=MovingFrame(True, (64, 80)))
     assert apply_field(old, Image(array, UNPLACED)).shape == (1, 64, 80)
+    assert apply_field(old, Image(array, moving)).max() > 0.5
 
 
 def test_scans_without_a_position_must_have_one_grid() -> None:
