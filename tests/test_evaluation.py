@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -540,6 +540,25 @@ def test_the_command_predicts_scores_and_writes_the_tables(pairs_csv: Path, tmp_
     before = snapshot(tmp_path / "out")
     assert CliRunner().invoke(app, [str(a) for a in arguments]).exit_code == 0
     assert snapshot(tmp_path / "out") == before
+
+
+def test_the_command_passes_every_option_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = EvaluationCfg("train", ("rigid", "large"), 5, 2, ("average",), "aligned", 128, 7, 3)
+    assert all(getattr(cfg, f.name) != f.default for f in fields(cfg))
+    made: list[Any] = []
+
+    def make(*arguments: Any) -> Benchmark:
+        made.extend(arguments)
+        raise EvaluationError("that is enough")
+
+    monkeypatch.setattr("bsafusion.benchmark.Benchmark", make)
+    given = [
+        f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
+        for name, value in vars(cfg).items()
+    ]
+    result = CliRunner().invoke(app, ["evaluate", "pairs.csv", "-o", str(tmp_path / "out"), *given])
+    assert result.output == "bsafusion: that is enough\n"
+    assert made == [Path("pairs.csv"), cfg]
 
 
 @pytest.mark.parametrize(

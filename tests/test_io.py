@@ -643,7 +643,10 @@ def test_nifti_scaling_rgb_and_version_2(tmp_path: Path, rng: np.random.Generato
 def test_pairs_of_files_are_refused_as_such(tmp_path: Path, rng: np.random.Generator) -> None:
     nib.save(nib.Nifti1Pair(rng.random((60, 50)), np.eye(4)), tmp_path / "a.img")
     nib.save(nib.AnalyzeImage(rng.random((60, 50)).astype(np.float32), np.eye(4)), tmp_path / "old.img")
-    for name in ("a.hdr", "a.img", "old.hdr", "old.img"):
+    header = (tmp_path / "a.hdr").read_bytes()
+    (tmp_path / "b.nii").write_bytes(header)
+    (tmp_path / "a.hdr.gz").write_bytes(gzip.compress(header))
+    for name in ("a.hdr", "a.img", "old.hdr", "old.img", "b.nii", "a.hdr.gz"):
         with pytest.raises(ImageError, match=rf"^{name}: is half of a \.hdr/\.img pair; expected a single \.nii"):
             read_image(tmp_path / name)
 

@@ -160,6 +160,20 @@ def test_no_overlap_or_no_position_centres_at_true_spacing() -> None:
     assert "not known" in match_grids(AXIAL, unplaced).note
 
 
+def test_centred_scans_keep_the_orientations_that_their_files_state() -> None:
+    # Rows of the moving one run to the right and upwards: R and A, 500 mm away.
+    moving = Geometry((64, 80), (1.0, 1.0), (500.0, 0.0), ((-1.0, 0.0), (0.0, -1.0)), plane="axial")
+    for fixed, other in ((AXIAL, moving), (moving, AXIAL)):
+        match = match_grids(fixed, other)
+        assert match.method == "physical spacing, centred"
+        np.testing.assert_allclose(match.affine, [[-1, 0, 63], [0, -1, 79]], atol=1e-9)
+    tilted = dataclasses.replace(moving, direction=((0.8, -0.6), (0.6, 0.8)))
+    match = match_grids(AXIAL, tilted)
+    for step in ([1.0, 0.0], [0.0, 1.0]):  # a way in the fixed image is the same way in the patient
+        there = np.asarray(tilted.direction) @ (match.affine[:, :2] @ step)[::-1]
+        np.testing.assert_allclose(there, np.asarray(AXIAL.direction) @ step[::-1], atol=1e-9)
+
+
 def test_overlap_decides_at_a_quarter() -> None:
     def shifted(x: float) -> str:
         return match_grids(AXIAL, dataclasses.replace(AXIAL, origin=(-40.0 + x, -32.0))).method
@@ -196,6 +210,8 @@ def test_picture_is_shown_as_radiology_does() -> None:
     np.testing.assert_allclose(match.affine @ [63, 10, 1], [0, 10], atol=1e-9)
     back = match_grids(Geometry.picture((64, 64)), scan)
     np.testing.assert_allclose(back.affine @ [0, 10, 1], [63, 10], atol=1e-9)
+    unknown = match_grids(dataclasses.replace(AXIAL, plane=None), Geometry.picture((64, 80)))
+    np.testing.assert_allclose(unknown.affine, np.eye(3)[:2], atol=1e-9)
     stored_transposed = dataclasses.replace(AXIAL, shape=(40, 80), direction=((0.0, 1.0), (1.0, 0.0)))
     turned = match_grids(stored_transposed, Geometry.picture((160, 80)))
     np.testing.assert_allclose(turned.affine @ [0, 0, 1], [0.5, 0.5], atol=1e-9)

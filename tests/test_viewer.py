@@ -895,6 +895,18 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(arguments: list[str], messa
     assert answer.stderr.count("\n") == 1
 
 
+def test_a_page_opens_unless_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(server, "open_browser", opened.append)
+    monkeypatch.setattr(server, "build_server", lambda *_: None)
+    monkeypatch.setattr(server, "run", lambda *_: None)
+    for option, count in (("--no-browser", 0), ("--browser", 1)):
+        answer = CliRunner().invoke(cli.app, ["view", option, "--port", "0"])
+        assert answer.exit_code == 0, answer.output
+        assert len(opened) == count
+    assert f"viewer at {opened[0]} " in answer.stdout
+
+
 def test_without_its_packages_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "bsafusion.viewer.server")
     monkeypatch.setattr("bsafusion.viewer.server", None, raising=False)
