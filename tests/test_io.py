@@ -885,15 +885,16 @@ def test_dicom_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_was_read_is_written_unchanged(tmp_path: Path, rng: np.random.Generator) -> None:
+    names = ("a.png", "b.tiff", "c.PNG", "d.Tif")
     for dtype in ("uint8", "uint16"):
         for pixels in (_grey(rng, dtype)[None], np.moveaxis(_rgb(rng, dtype), -1, 0)):
-            for suffix in (".png", ".tiff"):
-                path = tmp_path / f"a{suffix}"
+            for name in names:
+                path = tmp_path / name
                 write_image(path, Image(pixels, PICTURE, dtype=dtype))
                 image = read_image(path)
                 np.testing.assert_array_equal(image.array, pixels)
                 assert image.dtype == dtype
-    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.tiff"}
+    assert {path.name for path in tmp_path.iterdir()} == {*names}
 
 
 def test_range_rounding_and_clipping_by_hand(tmp_path: Path) -> None:
@@ -916,6 +917,8 @@ def test_nifti_image_round_trip(tmp_path: Path, rng: np.random.Generator, geomet
         geometry.index_to_physical(np.array([5, 11])),
         atol=1e-4,
     )
+    write_image(tmp_path / "B.NII.GZ", values, geometry=geometry)
+    assert (tmp_path / "B.NII.GZ").read_bytes() == (tmp_path / "a.nii.gz").read_bytes()
     image = read_image(tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(image.array, values)
     assert (image.geometry.plane, image.geometry.physical) == (geometry.plane, geometry.physical)

@@ -167,11 +167,11 @@ def test_centred_scans_keep_the_orientations_that_their_files_state() -> None:
         match = match_grids(fixed, other)
         assert match.method == "physical spacing, centred"
         np.testing.assert_allclose(match.affine, [[-1, 0, 63], [0, -1, 79]], atol=1e-9)
-    tilted = dataclasses.replace(moving, direction=((0.8, -0.6), (0.6, 0.8)))
-    match = match_grids(AXIAL, tilted)
-    for step in ([1.0, 0.0], [0.0, 1.0]):  # a way in the fixed image is the same way in the patient
-        there = np.asarray(tilted.direction) @ (match.affine[:, :2] @ step)[::-1]
-        np.testing.assert_allclose(there, np.asarray(AXIAL.direction) @ step[::-1], atol=1e-9)
+    # A way in the fixed image is the same way in the patient, whatever tilts and spacings.
+    fixed = dataclasses.replace(AXIAL, direction=((0.8, -0.6), (0.6, 0.8)), spacing=(1.0, 2.0))
+    other = dataclasses.replace(moving, spacing=(3.0, 0.5))
+    to_moving = match_grids(fixed, other).affine[:, :2]
+    np.testing.assert_allclose(other.matrix()[:2, :2] @ to_moving, fixed.matrix()[:2, :2], atol=1e-9)
 
 
 def test_overlap_decides_at_a_quarter() -> None:
@@ -373,6 +373,9 @@ def test_scans_without_a_position_must_have_one_grid() -> None:
     expected = apply_field(field, Image(array, UNPLACED))
     for geometry in (same, by_itk):
         np.testing.assert_allclose(apply_field(field, Image(array, geometry)), expected, atol=1e-4)
+    for place in ({"origin": (9.0, 0.0)}, {"direction": ((-1.0, 0.0), (0.0, 1.0))}):
+        with pytest.raises(ImageError, match="with a position; where both have the same pixels, copy"):
+            apply_field(field, Image(array, dataclasses.replace(by_itk, **place)))
 
 
 def test_how_far_a_slice_lies_from_the_one_that_the_field_was_made_for() -> None:
