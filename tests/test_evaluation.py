@@ -38,7 +38,7 @@ from bsafusion.evaluation import (
     write_inputs,
 )
 from bsafusion.io import read_image, write_image
-from bsafusion.metrics import PAPER_METRICS, endpoint_error, summarise
+from bsafusion.metrics import PAPER_METRICS, endpoint_error, head_mask, summarise
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.scoring import score_one
@@ -111,6 +111,22 @@ def test_what_undoes_the_deformation_has_no_error_and_standing_still_all_of_it(
     for row in rows_of(thorough, tmp_path, IDENTITY):
         assert row["error"] == row["before"]
         assert row["inverse"] is None
+
+
+def test_errors_are_those_inside_the_head(thorough: Benchmark, tmp_path: Path) -> None:
+    predict(thorough, tmp_path, still, "identity")
+    rows = {
+        tuple(row[name] for name in ("suite", "task", "id", "draw")): row
+        for row in rows_of(thorough, tmp_path, IDENTITY)
+    }
+    for case in thorough.cases(2):
+        inputs, row = thorough.inputs(case), rows[case.suite, case.task, case.id, case.draw]
+        length = np.linalg.norm(inputs.known, axis=0)
+        inside, seen = length[inputs.mask], inputs.mask & head_mask(thorough.data.moving[case.index, 0].numpy())
+        assert inside.mean() != pytest.approx(length.mean(), rel=1e-3)
+        assert [row[name] for name in ("before", "error", "error_median", "error_p95", "seen")] == pytest.approx(
+            [inside.mean(), inside.mean(), np.median(inside), np.percentile(inside, 95), length[seen].mean()], rel=1e-4
+        )
 
 
 def test_a_field_that_is_off_by_a_pixel_is_off_by_a_pixel(thorough: Benchmark, tmp_path: Path) -> None:
@@ -391,9 +407,7 @@ def test_a_competitor_that_is_not_installed_is_left_out(benchmark: Benchmark, tm
     }
 
 
-def test_inputs_for_other_programs_are_what_methods_see(
-    pairs_csv: Path, benchmark: Benchmark, tmp_path: Path
-) -> None:
+def test_inputs_for_other_programs_are_what_methods_see(pairs_csv: Path, benchmark: Benchmark, tmp_path: Path) -> None:
     root = write_inputs(benchmark, tmp_path)
     case = benchmark.cases(2)[1]
     moving = read_image(root / case.folder / "moving.png").array[0]
@@ -428,7 +442,9 @@ def test_a_fused_image_of_another_size_than_its_sources_is_refused(benchmark: Be
         path = tmp_path / "theirs" / f"{case.id}.png"
         write_fused(path)
         write_image(path, read_image(path).array[..., 5:], value_range=(0, 255))
-    with pytest.raises(EvaluationError, match=r"6\.png: \(60, 65\) pixels; expected \(65, 65\), the size of its sources"):
+    with pytest.raises(
+        EvaluationError, match=r"6\.png: \(60, 65\) pixels; expected \(65, 65\), the size of its sources"
+    ):
         rows_of(benchmark, tmp_path, Method("theirs", "fused", str(tmp_path / "theirs")))
 
 

@@ -116,13 +116,14 @@ def test_palette_one_bit_alpha_and_grey_rgb(tmp_path: Path, rng: np.random.Gener
     PIL.Image.fromarray(indices > 0).save(tmp_path / "one.png")
     np.testing.assert_array_equal(read_image(tmp_path / "one.png").array[0], np.where(indices > 0, 255, 0))
 
-    opaque = np.dstack([_rgb(rng), np.full((48, 60), 255, np.uint8)])
-    PIL.Image.fromarray(opaque).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png").array, np.moveaxis(opaque[..., :3], -1, 0))
-    opaque[3, 4, 3] = 254
-    PIL.Image.fromarray(opaque).save(tmp_path / "t.png")
-    with pytest.raises(ImageError, match=r"^t\.png: has transparent pixels"):
-        read_image(tmp_path / "t.png")
+    for suffix in (".png", ".tif"):
+        opaque = np.dstack([_rgb(rng), np.full((48, 60), 255, np.uint8)])
+        PIL.Image.fromarray(opaque).save(tmp_path / f"a{suffix}")
+        np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}").array, np.moveaxis(opaque[..., :3], -1, 0))
+        opaque[3, 4, 3] = 254
+        PIL.Image.fromarray(opaque).save(tmp_path / f"t{suffix}")
+        with pytest.raises(ImageError, match=rf"^t\{suffix}: has transparent pixels"):
+            read_image(tmp_path / f"t{suffix}")
 
     grey = _grey(rng)
     PIL.Image.fromarray(np.dstack([grey] * 3)).save(tmp_path / "g.png")
