@@ -670,6 +670,15 @@ def test_labels_of_any_integer_type_fit_into_a_picture(tmp_path: Path) -> None:
         np.testing.assert_array_equal(carried, values)
 
 
+def test_labels_that_are_no_whole_numbers_need_a_volume(tmp_path: Path) -> None:
+    values = labels_of().astype(np.float32)
+    values[5, 5] = 0.5
+    image = write_picture(tmp_path / "labels.tif", values)
+    done = run("warp", shift(tmp_path, 0.0, 0.0), image, "-o", tmp_path / "w.png", "--labels")
+    assert (done.exit_code, (tmp_path / "w.png").exists()) == (2, False)
+    assert "float32 values 0 to 200 do not fit a picture; write .nii.gz instead" in done.stderr
+
+
 def test_a_slice_without_labels_is_carried(tmp_path: Path) -> None:
     image = write_picture(tmp_path / "labels.png", np.zeros(SHAPE, np.uint8))
     done = run("warp", shift(tmp_path, 1.0, 2.0), image, "-o", tmp_path / "w.png", "--labels")

@@ -264,6 +264,16 @@ def test_a_remapped_contrast_keeps_the_anatomy() -> None:
     assert inside.mean((1, 2)).std() > 0.15
 
 
+def test_a_remapped_contrast_is_brighter_towards_any_side() -> None:
+    even = remap_contrast(torch.full((60, 1, SIDE, SIDE), 0.5), seeded())[:, 0]
+    for lines in (even, even.transpose(1, 2)):
+        first, middle, last = lines[:, 0].mean(1), lines[:, SIDE // 2].mean(1), lines[:, -1].mean(1)
+        rise = (last - first) / middle
+        assert rise.min() < -0.15
+        assert rise.max() > 0.15
+        assert ((first + last) / 2 - middle).abs().max() < 0.05  # evenly, about the middle
+
+
 def test_strength_scales_a_remapped_contrast() -> None:
     image = torch.rand(8, 1, SIDE, SIDE, generator=seeded(1))
     none, mild, full = (remap_contrast(image, seeded(), strength=s) - image for s in (0.0, 0.2, 1.0))
@@ -284,13 +294,16 @@ def test_a_cut_view_is_dark_beyond_a_line() -> None:
     assert left.min() > 0.2
     assert left.max() <= 1
     assert left.std() > 0.1
-    sides = [0, 0, 0, 0]
+    sides, tilts = [0, 0, 0, 0], []
     for picture in kept[:, 0]:
         # A line parts the two: every row and column is kept on one side only.
         assert all((line.int().diff().abs().sum() <= 1) for line in (*picture, *picture.T))
         rows, columns = picture.nonzero().float().mean(0) - (SIDE - 1) / 2
         along_rows = rows.abs() > columns.abs()
         sides[2 * int(not along_rows) + int((rows if along_rows else columns) > 0)] += 1
+        depth = picture.sum(0 if along_rows else 1)
+        tilts.append(math.degrees(math.atan(float(depth.max() - depth.min()) / (SIDE - 1))))
+    assert 6 < max(tilts) < 9
     assert min(sides) >= 1
     assert sides[0] + sides[1] > 2 * (sides[2] + sides[3])
     assert torch.equal(cut_view(image, mask, 0.0, seeded()), image)

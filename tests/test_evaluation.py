@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from bsafusion.evaluation import (
     write_inputs,
 )
 from bsafusion.io import read_image, write_image
-from bsafusion.metrics import PAPER_METRICS, endpoint_error, summarise
+from bsafusion.metrics import PAPER_METRICS, endpoint_error, head_mask, summarise
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.scoring import score_one
@@ -111,6 +111,22 @@ def test_what_undoes_the_deformation_has_no_error_and_standing_still_all_of_it(
     for row in rows_of(thorough, tmp_path, IDENTITY):
         assert row["error"] == row["before"]
         assert row["inverse"] is None
+
+
+def test_errors_are_those_inside_the_head(thorough: Benchmark, tmp_path: Path) -> None:
+    predict(thorough, tmp_path, still, "identity")
+    rows = {
+        tuple(row[name] for name in ("suite", "task", "id", "draw")): row
+        for row in rows_of(thorough, tmp_path, IDENTITY)
+    }
+    for case in thorough.cases(2):
+        inputs, row = thorough.inputs(case), rows[case.suite, case.task, case.id, case.draw]
+        length = np.linalg.norm(inputs.known, axis=0)
+        inside, seen = length[inputs.mask], inputs.mask & head_mask(thorough.data.moving[case.index, 0].numpy())
+        assert inside.mean() != pytest.approx(length.mean(), rel=1e-3)
+        assert [row[name] for name in ("before", "error", "error_median", "error_p95", "seen")] == pytest.approx(
+            [inside.mean(), inside.mean(), np.median(inside), np.percentile(inside, 95), length[seen].mean()], rel=1e-4
+        )
 
 
 def test_a_field_that_is_off_by_a_pixel_is_off_by_a_pixel(thorough: Benchmark, tmp_path: Path) -> None:
@@ -391,12 +407,15 @@ def test_a_competitor_that_is_not_installed_is_left_out(benchmark: Benchmark, tm
     }
 
 
-def test_inputs_for_other_programs_are_what_methods_see(benchmark: Benchmark, tmp_path: Path) -> None:
+def test_inputs_for_other_programs_are_what_methods_see(pairs_csv: Path, benchmark: Benchmark, tmp_path: Path) -> None:
     root = write_inputs(benchmark, tmp_path)
     case = benchmark.cases(2)[1]
     moving = read_image(root / case.folder / "moving.png").array[0]
     assert np.array_equal(moving, np.rint(benchmark.inputs(case).moving.astype(np.float64) * 255))
     assert len(list(root.rglob("fixed.png"))) == len(benchmark.cases(2))
+    other = Benchmark(pairs_csv, replace(CFG, split="train"))
+    with pytest.raises(EvaluationError, match=r"inputs was made with other settings \(.*split: val there, train now"):
+        write_inputs(other, tmp_path)
 
 
 # --- fused images of others --------------------------------------------------------------------------
@@ -416,6 +435,17 @@ def test_fused_images_from_inputs_of_their_own_get_fusion_metrics_only(
     rows = rows_of(benchmark, tmp_path, Method("theirs", "fused", str(tmp_path / "theirs")))
     assert [(row["suite"], row["id"], row["draw"]) for row in rows] == [(OWN, "6", 0), (OWN, "7", 0)]
     assert all(row["error"] is None and row["qabf"] > 0 for row in rows)
+
+
+def test_a_fused_image_of_another_size_than_its_sources_is_refused(benchmark: Benchmark, tmp_path: Path) -> None:
+    for case in benchmark.cases(1):
+        path = tmp_path / "theirs" / f"{case.id}.png"
+        write_fused(path)
+        write_image(path, read_image(path).array[..., 5:], value_range=(0, 255))
+    with pytest.raises(
+        EvaluationError, match=r"6\.png: \(60, 65\) pixels; expected \(65, 65\), the size of its sources"
+    ):
+        rows_of(benchmark, tmp_path, Method("theirs", "fused", str(tmp_path / "theirs")))
 
 
 def test_an_id_with_dots_finds_its_file(benchmark: Benchmark, tmp_path: Path) -> None:
@@ -526,6 +556,25 @@ def test_the_command_predicts_scores_and_writes_the_tables(pairs_csv: Path, tmp_
     before = snapshot(tmp_path / "out")
     assert CliRunner().invoke(app, [str(a) for a in arguments]).exit_code == 0
     assert snapshot(tmp_path / "out") == before
+
+
+def test_the_command_passes_every_option_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = EvaluationCfg("train", ("rigid", "large"), 5, 2, ("average",), "aligned", 128, 7, 3)
+    assert all(getattr(cfg, f.name) != f.default for f in fields(cfg))
+    made: list[Any] = []
+
+    def make(*arguments: Any) -> Benchmark:
+        made.extend(arguments)
+        raise EvaluationError("that is enough")
+
+    monkeypatch.setattr("bsafusion.benchmark.Benchmark", make)
+    given = [
+        f"--{name.replace('_', '-')}={','.join(value) if isinstance(value, tuple) else value}"
+        for name, value in vars(cfg).items()
+    ]
+    result = CliRunner().invoke(app, ["evaluate", "pairs.csv", "-o", str(tmp_path / "out"), *given])
+    assert result.output == "bsafusion: that is enough\n"
+    assert made == [Path("pairs.csv"), cfg]
 
 
 @pytest.mark.parametrize(

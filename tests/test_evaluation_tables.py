@@ -85,6 +85,12 @@ def test_a_metric_that_some_pairs_lack_is_summarised_over_the_others() -> None:
     assert found(summarise_rows(rows), "ours", "", "paper", "ct-mri", "error").n == 2
 
 
+def test_a_pair_has_a_metric_where_all_its_draws_have_it() -> None:
+    rows = [row("ours", "a", 1.0, seen=0.5), row("ours", "a", 3.0, draw=1, seen=None), row("ours", "b", 2.0, seen=0.1)]
+    seen = found(summarise_rows(rows), "ours", "", "paper", "ct-mri", "seen")
+    assert (seen.n, seen.mean) == (1, 0.1)
+
+
 def test_a_field_counts_once_whatever_is_fused_with_it() -> None:
     rows = [row("ours", "a", 1.0), row("ours", "a", 1.0, fusion="average"), row("theirs", "a", None)]
     assert [r["fusion"] for r in field_rows(rows)] == ["maximum"]
@@ -122,6 +128,13 @@ def test_a_method_that_only_says_when_it_fails_failed_in_a_share_of_all_its_pair
     assert not any(r.metric == "suspect" for r in summary)
 
 
+def test_what_only_one_of_two_methods_measures_is_not_compared() -> None:
+    rows = [row("ours", "a", 1.0, inverse=0.5), row("other", "a", 2.0, expected_error=1.0)]
+    compared = {r.metric for r in compare(rows, "ours")}
+    assert "error" in compared
+    assert not compared & {"inverse", "expected_error"}
+
+
 def test_comparison_without_ours_is_empty() -> None:
     assert compare(ROWS, "nobody") == []
 
@@ -143,6 +156,7 @@ def test_markdown_says_the_figures_the_reference_and_what_was_left_out() -> None
     summary = summarise_rows(ROWS)
     text = render_markdown(summary, compare(ROWS, "ours"), CFG, "pairs.csv", notes=["ants was not run: no"])
     assert glance(summary) in text
+    assert glance(summary).startswith("| suite | method | CT-MRI | PET-MRI | folds | seconds |\n")
     assert "reference `truth`" in text
     assert "ants was not run: no" in text
     assert "Not for clinical use" in text

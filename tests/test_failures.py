@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bsafusion import failures
-from bsafusion.datasets import Misalignment, Mix, PairSet, read_pairs
+from bsafusion.datasets import MISALIGNMENTS, Misalignment, Mix, PairSet, read_pairs
 from bsafusion.deformation import warp
-from bsafusion.failures import HALF, Doubtful, draw_doubtful
+from bsafusion.failures import BEYOND, HALF, Doubtful, draw_doubtful
 from bsafusion.losses import assessment_loss
 from bsafusion.models.alignment import Alignment, AlignmentCfg
 from bsafusion.models.assessment import WORST, Assessment
@@ -44,6 +44,11 @@ def test_deformed_goes_past_what_alignment_is_trained_for(data: PairSet, monkeyp
     usual, beyond = (drawn(data, monkeypatch, kind, 24).batch for kind in ("as drawn", "deformed"))
     assert torch.equal(usual.fixed, beyond.fixed)
     assert beyond.known.norm(dim=1).mean() > 1.5 * usual.known.norm(dim=1).mean()
+
+
+def test_every_family_goes_past_what_alignment_is_trained_for() -> None:
+    for family in BEYOND:
+        assert any(getattr(family, f.name) > 1.5 * getattr(MISALIGNMENTS["large"], f.name) for f in fields(family))
 
 
 def test_another_patient_of_the_same_task(data: PairSet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,6 +158,8 @@ def test_image_is_read_only_and_detached_from_its_source() -> None:
     assert image.array.max() == 1999
     with pytest.raises(ValueError, match="read-only"):
         image.array[0, 0, 0] = 5
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        image.array = values  # type: ignore[misc]
 
 
 def test_luma_is_bt601() -> None:

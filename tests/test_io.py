@@ -117,13 +117,14 @@ def test_palette_one_bit_alpha_and_grey_rgb(tmp_path: Path, rng: np.random.Gener
     PIL.Image.fromarray(indices > 0).save(tmp_path / "one.png")
     np.testing.assert_array_equal(read_image(tmp_path / "one.png").array[0], np.where(indices > 0, 255, 0))
 
-    opaque = np.dstack([_rgb(rng), np.full((48, 60), 255, np.uint8)])
-    PIL.Image.fromarray(opaque).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png").array, np.moveaxis(opaque[..., :3], -1, 0))
-    opaque[3, 4, 3] = 254
-    PIL.Image.fromarray(opaque).save(tmp_path / "t.png")
-    with pytest.raises(ImageError, match=r"^t\.png: has transparent pixels"):
-        read_image(tmp_path / "t.png")
+    for suffix in (".png", ".tif"):
+        opaque = np.dstack([_rgb(rng), np.full((48, 60), 255, np.uint8)])
+        PIL.Image.fromarray(opaque).save(tmp_path / f"a{suffix}")
+        np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}").array, np.moveaxis(opaque[..., :3], -1, 0))
+        opaque[3, 4, 3] = 254
+        PIL.Image.fromarray(opaque).save(tmp_path / f"t{suffix}")
+        with pytest.raises(ImageError, match=rf"^t\{suffix}: has transparent pixels"):
+            read_image(tmp_path / f"t{suffix}")
 
     grey = _grey(rng)
     PIL.Image.fromarray(np.dstack([grey] * 3)).save(tmp_path / "g.png")
@@ -726,7 +727,10 @@ def test_nifti_scaling_rgb_and_version_2(tmp_path: Path, rng: np.random.Generato
 def test_pairs_of_files_are_refused_as_such(tmp_path: Path, rng: np.random.Generator) -> None:
     nib.save(nib.Nifti1Pair(rng.random((60, 50)), np.eye(4)), tmp_path / "a.img")
     nib.save(nib.AnalyzeImage(rng.random((60, 50)).astype(np.float32), np.eye(4)), tmp_path / "old.img")
-    for name in ("a.hdr", "a.img", "old.hdr", "old.img"):
+    header = (tmp_path / "a.hdr").read_bytes()
+    (tmp_path / "b.nii").write_bytes(header)
+    (tmp_path / "a.hdr.gz").write_bytes(gzip.compress(header))
+    for name in ("a.hdr", "a.img", "old.hdr", "old.img", "b.nii", "a.hdr.gz"):
         with pytest.raises(ImageError, match=rf"^{name}: is half of a \.hdr/\.img pair; expected a single \.nii"):
             read_image(tmp_path / name)
 
@@ -1047,15 +1051,16 @@ def test_dicom_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_was_read_is_written_unchanged(tmp_path: Path, rng: np.random.Generator) -> None:
+    names = ("a.png", "b.tiff", "c.PNG", "d.Tif")
     for dtype in ("uint8", "uint16"):
         for pixels in (_grey(rng, dtype)[None], np.moveaxis(_rgb(rng, dtype), -1, 0)):
-            for suffix in (".png", ".tiff"):
-                path = tmp_path / f"a{suffix}"
+            for name in names:
+                path = tmp_path / name
                 write_image(path, Image(pixels, PICTURE, dtype=dtype))
                 image = read_image(path)
                 np.testing.assert_array_equal(image.array, pixels)
                 assert image.dtype == dtype
-    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.tiff"}
+    assert {path.name for path in tmp_path.iterdir()} == {*names}
 
 
 def test_range_rounding_and_clipping_by_hand(tmp_path: Path) -> None:
@@ -1078,6 +1083,8 @@ def test_nifti_image_round_trip(tmp_path: Path, rng: np.random.Generator, geomet
         geometry.index_to_physical(np.array([5, 11])),
         atol=1e-4,
     )
+    write_image(tmp_path / "B.NII.GZ", values, geometry=geometry)
+    assert (tmp_path / "B.NII.GZ").read_bytes() == (tmp_path / "a.nii.gz").read_bytes()
     image = read_image(tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(image.array, values)
     assert (image.geometry.plane, image.geometry.physical) == (geometry.plane, geometry.physical)

@@ -61,6 +61,11 @@ def test_a_whole_number_serves_as_a_real_one() -> None:
     assert isinstance(value, float)
 
 
+def test_whole_numbers_serve_as_real_ones_in_lists_and_records() -> None:
+    mix = changed("training.mix.tasks=[1, 0, 0.5]", 'training.mix.misalignments=[["rigid", 1]]')[0].mix
+    assert (mix.tasks, mix.misalignments) == ((1.0, 0.0, 0.5), (("rigid", 1.0),))
+
+
 def test_booleans() -> None:
     assert changed("model.representation.inject=false")[1].representation.inject is False
 

@@ -791,6 +791,14 @@ def test_report_says_what_was_done(tmp_path: Path, pair: tuple[Path, Path], mode
     assert report["use"] == "Research use only. Not for clinical use."
 
 
+def test_a_field_that_takes_an_area_to_a_line_folds() -> None:
+    luma = torch.from_numpy(scan(SHAPE).astype(np.float32) / 255)
+    flattened = torch.stack([-torch.arange(float(SHAPE[0])).view(-1, 1).expand(SHAPE), torch.zeros(SHAPE)])
+    out = known_model().network.predict(luma[None, None], luma[None, None])
+    out = out._replace(alignment=out.alignment._replace(displacement=flattened[None]))
+    assert pipeline.measure_evidence(out, luma.numpy(), luma.numpy()).folded_share == 1
+
+
 def test_the_same_call_gives_the_same_bytes(tmp_path: Path, pair: tuple[Path, Path], model: Model) -> None:
     first, second = (snapshot(fuse(*pair, model=model).save(tmp_path / name)) for name in ("a", "b"))
     assert first == second

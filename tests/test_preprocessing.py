@@ -160,6 +160,20 @@ def test_no_overlap_or_no_position_centres_at_true_spacing() -> None:
     assert "not known" in match_grids(AXIAL, unplaced).note
 
 
+def test_centred_scans_keep_the_orientations_that_their_files_state() -> None:
+    # Rows of the moving one run to the right and upwards: R and A, 500 mm away.
+    moving = Geometry((64, 80), (1.0, 1.0), (500.0, 0.0), ((-1.0, 0.0), (0.0, -1.0)), plane="axial")
+    for fixed, other in ((AXIAL, moving), (moving, AXIAL)):
+        match = match_grids(fixed, other)
+        assert match.method == "physical spacing, centred"
+        np.testing.assert_allclose(match.affine, [[-1, 0, 63], [0, -1, 79]], atol=1e-9)
+    # A way in the fixed image is the same way in the patient, whatever tilts and spacings.
+    fixed = dataclasses.replace(AXIAL, direction=((0.8, -0.6), (0.6, 0.8)), spacing=(1.0, 2.0))
+    other = dataclasses.replace(moving, spacing=(3.0, 0.5))
+    to_moving = match_grids(fixed, other).affine[:, :2]
+    np.testing.assert_allclose(other.matrix()[:2, :2] @ to_moving, fixed.matrix()[:2, :2], atol=1e-9)
+
+
 def test_overlap_decides_at_a_quarter() -> None:
     def shifted(x: float) -> str:
         return match_grids(AXIAL, dataclasses.replace(AXIAL, origin=(-40.0 + x, -32.0))).method
@@ -196,6 +210,8 @@ def test_picture_is_shown_as_radiology_does() -> None:
     np.testing.assert_allclose(match.affine @ [63, 10, 1], [0, 10], atol=1e-9)
     back = match_grids(Geometry.picture((64, 64)), scan)
     np.testing.assert_allclose(back.affine @ [0, 10, 1], [63, 10], atol=1e-9)
+    unknown = match_grids(dataclasses.replace(AXIAL, plane=None), Geometry.picture((64, 80)))
+    np.testing.assert_allclose(unknown.affine, np.eye(3)[:2], atol=1e-9)
     stored_transposed = dataclasses.replace(AXIAL, shape=(40, 80), direction=((0.0, 1.0), (1.0, 0.0)))
     turned = match_grids(stored_transposed, Geometry.picture((160, 80)))
     np.testing.assert_allclose(turned.affine @ [0, 0, 1], [0.5, 0.5], atol=1e-9)
@@ -351,6 +367,7 @@ def test_a_position_that_only_one_of_two_scans_has_is_no_guess() -> None:
     # A field of an older version does not say.
     old = dataclasses.replace(placed, moving=MovingFrame(True, (64, 80)))
     assert apply_field(old, Image(array, UNPLACED)).shape == (1, 64, 80)
+    assert apply_field(old, Image(array, moving)).max() > 0.5
 
 
 def test_scans_without_a_position_must_have_one_grid() -> None:
@@ -366,6 +383,9 @@ def test_scans_without_a_position_must_have_one_grid() -> None:
     expected = apply_field(field, Image(array, UNPLACED))
     for geometry in (same, by_itk):
         np.testing.assert_allclose(apply_field(field, Image(array, geometry)), expected, atol=1e-4)
+    for place in ({"origin": (9.0, 0.0)}, {"direction": ((-1.0, 0.0), (0.0, 1.0))}):
+        with pytest.raises(ImageError, match="with a position; where both have the same pixels, copy"):
+            apply_field(field, Image(array, dataclasses.replace(by_itk, **place)))
 
 
 def test_how_far_a_slice_lies_from_the_one_that_the_field_was_made_for() -> None:

@@ -440,7 +440,8 @@ def test_a_job_says_what_it_does(
     monkeypatch.setattr(jobs_module, "fuse", slow)
     job = start(client, **options).json()["id"]
     assert begun.wait(60)
-    assert client.get(f"/api/jobs/{job}").json()["stage"] == work
+    told = client.get(f"/api/jobs/{job}").json()
+    assert (told["stage"], told["progress"]) == (work, 0.375)  # the middle of the second of four stages
     go.set()
     assert wait(client, job)["stage"] == "done"
 
@@ -971,6 +972,37 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(arguments: list[str], messa
     assert answer.exit_code == 2
     assert message in answer.stderr
     assert answer.stderr.count("\n") == 1
+
+
+def test_a_page_opens_unless_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(server, "open_browser", opened.append)
+    monkeypatch.setattr(server, "build_server", lambda *_: None)
+    monkeypatch.setattr(server, "run", lambda *_: None)
+    for option, count in (("--no-browser", 0), ("--browser", 1)):
+        answer = CliRunner().invoke(cli.app, ["view", option, "--port", "0"])
+        assert answer.exit_code == 0, answer.output
+        assert len(opened) == count
+    assert f"viewer at {opened[0]} " in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("platform", "display", "shown"),
+    [("linux", {}, False), ("linux", {"DISPLAY": ":0"}, True), ("linux", {"WAYLAND_DISPLAY": "w"}, True)]
+    + [("darwin", {}, True), ("win32", {}, True)],
+)
+def test_a_text_browser_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, platform: str, display: dict[str, str], shown: bool
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(server.webbrowser, "open", opened.append)
+    monkeypatch.setattr(server.sys, "platform", platform)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in display.items():
+        monkeypatch.setenv(name, value)
+    server.open_browser("http://127.0.0.1:1/")
+    assert opened == ["http://127.0.0.1:1/"] * shown
 
 
 def test_without_its_packages_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

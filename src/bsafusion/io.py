@@ -1132,8 +1132,10 @@ def _write_picture(path: Path, array: NDArray[Any]) -> None:
     pixels = array[0] if len(array) == 1 else np.ascontiguousarray(np.moveaxis(array, 0, -1))
     with write_whole(path) as temporary:
         if pixels.ndim == 3 and pixels.dtype == np.uint16:
-            # Pillow has no 16-bit colour.
-            sitk.WriteImage(sitk.GetImageFromArray(pixels, isVector=True), str(temporary))
+            # Pillow has no 16-bit colour. ITK knows .tif and .TIF, but not .Tif.
+            kind = "PNG" if path.suffix.lower() == ".png" else "TIFF"
+            picture = sitk.GetImageFromArray(pixels, isVector=True)
+            sitk.WriteImage(picture, str(temporary), imageIO=f"{kind}ImageIO")
         else:
             PIL.Image.fromarray(pixels).save(temporary)
 
