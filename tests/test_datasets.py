@@ -464,7 +464,7 @@ def test_shade_changes_brightness_slowly_and_by_its_strength() -> None:
     assert torch.equal(shaded, shade(image, 0.4, seeded()))
     assert torch.equal(shaded[..., 0], image[..., 0])  # black stays black
     factor = (shaded / image)[..., 1:].log()
-    assert 0.15 < factor.std() < 0.35  # strengths are even between 0 and 0.4
+    assert 0.15 < factor.std() < 0.28  # strengths are even between 0 and 0.4
     assert factor.diff(dim=3).abs().max() < 0.15
     assert factor.flatten(1).std(1).max() > 2 * factor.flatten(1).std(1).min()
     assert torch.equal(shade(image, 0.0, seeded()), image)

@@ -413,6 +413,7 @@ def test_inputs_for_other_programs_are_what_methods_see(pairs_csv: Path, benchma
     moving = read_image(root / case.folder / "moving.png").array[0]
     assert np.array_equal(moving, np.rint(benchmark.inputs(case).moving.astype(np.float64) * 255))
     assert len(list(root.rglob("fixed.png"))) == len(benchmark.cases(2))
+    assert write_inputs(benchmark, tmp_path) == root  # again
     other = Benchmark(pairs_csv, replace(CFG, split="train"))
     with pytest.raises(EvaluationError, match=r"inputs was made with other settings \(.*split: val there, train now"):
         write_inputs(other, tmp_path)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bsafusion import failures
 from bsafusion.datasets import MISALIGNMENTS, Misalignment, Mix, PairSet, read_pairs
@@ -17,6 +18,7 @@ from bsafusion.losses import assessment_loss
 from bsafusion.models.alignment import Alignment, AlignmentCfg
 from bsafusion.models.assessment import WORST, Assessment
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg
+from bsafusion.training import Objective, TrainingCfg, assessment_score
 
 CPU = torch.device("cpu")
 PLAIN = Mix(own_contrast=0.0, misalignments=(("rigid", 1.0),), pose=Misalignment())
@@ -63,6 +65,12 @@ def test_another_patient_of_the_same_task(data: PairSet, monkeypatch: pytest.Mon
         partner = next(i for i in range(16) if torch.equal(batch.moving[index], own[i]))
         assert pairs[partner].task == pairs[index].task
         assert pairs[partner].case != pairs[index].case
+
+
+def test_without_another_patient_a_pair_stays_as_drawn(data: PairSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, hopeless = drawn(data, monkeypatch, "other patient", 1)
+    assert not hopeless.any()
+    torch.testing.assert_close(batch.moving, warp(batch.truth, batch.known))
 
 
 def test_a_cut_image_lacks_what_it_says(data: PairSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +184,17 @@ def test_the_assessment_trains_nothing_but_itself(small_cfg: BSAFusionCfg) -> No
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached
     assert all(name.startswith("alignment.assessment.") for name in reached)
+
+
+def test_validation_of_the_head_is_without_dropout(
+    data: PairSet, training_cfg: BSAFusionCfg, randomise: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = BSAFusion(training_cfg)
+    randomise(model).train()
+    objective = Objective(model, TrainingCfg(parts="assessment", side=65))
+    scores = {assessment_score(objective, data, device=CPU, batches=1) for _ in range(2)}
+    assert len(scores) == 1
+    assert model.training
 
 
 @pytest.mark.parametrize("options", [{"assessment": 0}, {"steps": ("affine",)}])

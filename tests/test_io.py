@@ -669,6 +669,8 @@ def test_a_qform_beside_another_sform_is_told(tmp_path: Path, rng: np.random.Gen
     assert "placed_by" in read((0.06, 0, 0)).meta
     for alike in (read((0.04, 0, 0)), read((0, 0, 0)), read((3, 0, 4), qform=0), read((3, 0, 4), sform=0)):
         assert "placed_by" not in alike.meta
+        assert alike.geometry.positioned
+    assert not read((0, 0, 0), qform=0, sform=0).geometry.positioned
 
 
 def test_a_qform_that_is_turned_is_told_by_the_corners(tmp_path: Path, rng: np.random.Generator) -> None:

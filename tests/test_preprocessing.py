@@ -213,6 +213,13 @@ def test_picture_is_shown_as_radiology_does() -> None:
     unknown = match_grids(dataclasses.replace(AXIAL, plane=None), Geometry.picture((64, 80)))
     np.testing.assert_allclose(unknown.affine, np.eye(3)[:2], atol=1e-9)
     stored_transposed = dataclasses.replace(AXIAL, shape=(40, 80), direction=((0.0, 1.0), (1.0, 0.0)))
+    turn = dataclasses.replace(AXIAL, direction=((0.0, -1.0), (1.0, 0.0)))  # columns run down, rows to the left
+    np.testing.assert_allclose(
+        match_grids(turn, Geometry.picture((80, 64))).affine, [[0, 1, 0], [-1, 0, 63]], atol=1e-9
+    )
+    np.testing.assert_allclose(
+        match_grids(Geometry.picture((80, 64)), turn).affine, [[0, -1, 63], [1, 0, 0]], atol=1e-9
+    )
     turned = match_grids(stored_transposed, Geometry.picture((160, 80)))
     np.testing.assert_allclose(turned.affine @ [0, 0, 1], [0.5, 0.5], atol=1e-9)
     np.testing.assert_allclose(turned.affine @ [0, 79, 1], [158.5, 0.5], atol=1e-9)
