@@ -112,7 +112,7 @@ class TrainingCfg:
                 raise ValueError(f"{name} {getattr(self, name)}: expected at least {value}, and finite")
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} {getattr(self, name)}: expected a finite number above 0")
+                raise ValueError(f"{name} {getattr(self, name)}: expected a number above 0, and finite")
         if self.aligned_share > 1:
             raise ValueError(f"aligned_share {self.aligned_share}: expected at most 1")
         if self.aligned_share != TrainingCfg.aligned_share and self.parts != "fusion":
