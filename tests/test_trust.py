@@ -168,7 +168,7 @@ def test_the_report_says_why_nothing_was_estimated() -> None:
     none = describe_trust(USUAL, SIDE, trust=None, note="no calibration")
     assert (none["probability_off"], none["suspect_from"], none["note"]) == (None, None, "no calibration")
     skipped = describe_trust(replace(USUAL, similarity_low=None), SIDE, trust=CALIBRATION, note="made up")
-    assert skipped["probability_off"] is None
+    assert skipped["probability_off"] is skipped["suspect_from"] is None
     assert "nothing was aligned" in str(skipped["note"])
     assert "Chance of being wrong" not in dict(words({"status": "ok", "alignment": asdict(USUAL), "trust": none}))
 

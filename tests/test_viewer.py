@@ -593,7 +593,15 @@ def test_a_slice_of_a_volume_is_asked_for_and_taken(client: Any, tmp_path: Path)
     answer = put(client, "moving", path.read_bytes(), "ct.nii.gz")
     assert answer.status_code == 422
     assert "pass slice_index" in answer.json()["error"]
-    assert put(client, "moving", path.read_bytes(), "ct.nii.gz", slice_index=1).json()["slice_index"] == 1
+    told = put(client, "moving", path.read_bytes(), "ct.nii.gz", slice_index=1).json()
+    assert {name: value for name, value in told.items() if name != "id"} == {
+        "name": "ct.nii.gz",
+        "size": [65, 81],
+        "format": "NIfTI",
+        "modality": "unknown",
+        "colour": False,
+        "slice_index": 1,
+    }
     assert "expected 0..2" in put(client, "moving", path.read_bytes(), "ct.nii.gz", slice_index=9).json()["error"]
 
 
@@ -633,6 +641,10 @@ def test_every_answer_has_the_strict_policy_and_no_cors(client: Any) -> None:
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
         assert not [name for name in headers if name.startswith("access-control")]
+    assert "server" not in client.get("/").headers
+    assert client.get("/static/app.js").text == (server.STATIC / "app.js").read_text(encoding="utf-8")
+    missing = client.get("/no/such/page")
+    assert (missing.status_code, missing.json()) == (404, {"error": "Not Found"})
     assert client.get("/docs").status_code == client.get("/openapi.json").status_code == 404
 
 
