@@ -180,13 +180,13 @@ def test_the_right_field_brings_the_moving_image_back() -> None:
 def test_field_loss_is_the_distance_in_pixels() -> None:
     known = constant(3, 4)
     zero = [step_at(name) for name in ("1/16", "1/4", "1/2")]
-    loss, error = losses.field_loss(alignment_of(*zero), known, ONES)
+    loss, error = losses.field_loss(alignment_of(*zero), known, ONES, decay=0.7)
     distance = math.sqrt(25 + 1e-3)
     assert float(loss) == pytest.approx(distance * (1 + 0.7 + 0.7**2))
     assert float(error) == pytest.approx(distance)
     # The last step counts most and alone is the figure shown.
     last_right = [*zero[:2], step_at("1/2", moving=(-3, -4))]
-    loss, error = losses.field_loss(alignment_of(*last_right), known, ONES)
+    loss, error = losses.field_loss(alignment_of(*last_right), known, ONES, decay=0.7)
     assert float(loss) == pytest.approx(distance * (0.7 + 0.49) + math.sqrt(1e-3))
     assert float(error) == pytest.approx(math.sqrt(1e-3))
 
@@ -198,8 +198,8 @@ def test_field_loss_counts_where_the_mask_is() -> None:
     left[..., 38:] = 0
     right[..., :42] = 0
     alignment = alignment_of(step_at("1/1"))
-    assert float(losses.field_loss(alignment, known, left)[0]) < 0.1
-    assert float(losses.field_loss(alignment, known, right)[0]) == pytest.approx(10 * math.sqrt(2), abs=0.1)
+    assert float(losses.field_loss(alignment, known, left, decay=0.7)[0]) < 0.1
+    assert float(losses.field_loss(alignment, known, right, decay=0.7)[0]) == pytest.approx(10 * math.sqrt(2), abs=0.1)
 
 
 @pytest.mark.parametrize("shift", [(32, -16), (0, 0), (-16, 48)])

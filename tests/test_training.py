@@ -119,6 +119,7 @@ def test_the_learning_rate_by_hand() -> None:
         ({"clip": 0.0}, "clip 0.0"),
         ({"aligned_share": -0.1}, "aligned_share -0.1: expected at least 0"),
         ({"aligned_share": 1.1}, "aligned_share 1.1: expected at most 1"),
+        ({"earlier_steps": 1.1}, "earlier_steps 1.1: expected 0 to 1"),
         ({"aligned_share": 0.7}, "aligned_share 0.7: only a run of fusion alone sees the truth"),
         ({"crop": 64, "parts": "assessment"}, "crop 64: the assessment is trained on whole pictures"),
         ({"optimizer": "sgd"}, "'sgd'.*muon or adamw"),

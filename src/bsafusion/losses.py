@@ -155,11 +155,12 @@ def _weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
     return (value * weight).sum() / weight.sum().clamp(min=1e-6)
 
 
-def field_loss(alignment: Alignment, known: Tensor, mask: Tensor, *, decay: float = 0.7) -> tuple[Tensor, Tensor]:
+def field_loss(alignment: Alignment, known: Tensor, mask: Tensor, *, decay: float) -> tuple[Tensor, Tensor]:
     """Supervision by the known field at every step; later steps count more.
 
     Args:
         mask: ``B 1 H W``, how much each pixel of the fixed image counts.
+        decay: what each step counts against the one after it.
 
     Returns:
         The loss in pixels and the mean error of the last step where ``mask`` is 1, pixels.

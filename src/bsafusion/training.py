@@ -66,6 +66,7 @@ class TrainingCfg:
         fusion_reference: what the fused image is held against: the ``aligned`` image that it was made of, or the
             ``truth``, the moving image before it was deformed.
         adapt_mu: balance the two structural terms as published, instead of counting both alike.
+        earlier_steps: what the field of each step of the alignment counts against that of the step after it.
     """
 
     parts: Parts = "all"
@@ -88,6 +89,7 @@ class TrainingCfg:
     aligned_share: float = 0.5
     fusion_reference: Literal["aligned", "truth"] = "truth"
     adapt_mu: bool = False
+    earlier_steps: float = 0.7
     mix: Mix = field(default_factory=Mix)
     weights: LossWeights = field(default_factory=LossWeights)
 
@@ -113,6 +115,8 @@ class TrainingCfg:
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} {getattr(self, name)}: expected a number above 0, and finite")
+        if not 0 <= self.earlier_steps <= 1:
+            raise ValueError(f"earlier_steps {self.earlier_steps}: expected 0 to 1")
         if self.aligned_share > 1:
             raise ValueError(f"aligned_share {self.aligned_share}: expected at most 1")
         if self.aligned_share != TrainingCfg.aligned_share and self.parts != "fusion":
@@ -255,7 +259,7 @@ class Objective:
         figures: dict[str, Tensor] = {}
         if self.aligning:
             weight = batch.mask * 0.98 + 0.02  # outside the head the field follows, but hardly counts
-            terms["field"], error = losses.field_loss(alignment, batch.known, weight)
+            terms["field"], error = losses.field_loss(alignment, batch.known, weight, decay=cfg.earlier_steps)
             figures["epe"] = error
             terms["smooth"] = losses.smooth_loss(alignment)
             terms["ce1"], terms["ce2"] = losses.modality_losses(
