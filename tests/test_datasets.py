@@ -87,6 +87,19 @@ def test_the_files_of_a_pair_must_show_one_frame(
         PairSet([pair], side=SIDE)
 
 
+def test_what_lies_beyond_the_range_of_a_scan_is_black_or_white(tmp_path: Path) -> None:
+    files, grid = [], Geometry((SIDE, SIDE), (1.0, 1.0), (0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)), plane="axial")
+    for name, depth in (("mri.nii.gz", 0.0), ("ct.nii.gz", -5000.0)):
+        values = np.where(scan((SIDE, SIDE)) > 0, 100.0 + scan((SIDE, SIDE)), depth).astype(np.float32)
+        values[30, 20:22] = 4000
+        write_image(tmp_path / name, values[None], geometry=grid)
+        files.append(tmp_path / name)
+    data = PairSet([Pair("1", "ct-mri", *files, "train", "a")], side=SIDE)
+    for images in (data.fixed, data.moving):
+        assert images[0, 0, 30, 20:22].tolist() == [255, 255]
+        assert images[0, 0, 0, 0] == 0
+
+
 # --- the CSV --------------------------------------------------------------------------------------
 
 
