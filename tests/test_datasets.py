@@ -183,6 +183,12 @@ def test_a_drawn_rotation_turns_about_the_centre() -> None:
     angles = torch.rad2deg(torch.atan2(turned[:, 0, 20, 30], turned[:, 1, 20, 30]))
     assert 15 < angles.abs().max() <= 20
     assert angles.min() < 0 < angles.max()
+    scaled = offset + Misalignment(rotation=20, scale=0.3).draw(64, shape, seeded())
+    factor = scaled[:, :, 20, 30].norm(dim=1) / 15
+    assert 0.7 <= factor.min() < 0.8
+    assert 1.2 < factor.max() <= 1.3
+    expected = factor.view(-1, 1, 1) * offset.norm(dim=0)  # the same in all directions
+    torch.testing.assert_close(scaled.norm(dim=1), expected, rtol=0, atol=1e-3)
 
 
 def test_milder_draws_have_rotations_without_a_shift(train: PairSet) -> None:
