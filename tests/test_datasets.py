@@ -187,6 +187,8 @@ def test_a_drawn_rotation_turns_about_the_centre() -> None:
     factor = scaled[:, :, 20, 30].norm(dim=1) / 15
     assert 0.7 <= factor.min() < 0.8
     assert 1.2 < factor.max() <= 1.3
+    unturned = offset + Misalignment(scale=0.3).draw(64, shape, seeded())
+    torch.testing.assert_close(factor, unturned[:, :, 20, 30].norm(dim=1) / 15)  # whatever the angle
     expected = factor.view(-1, 1, 1) * offset.norm(dim=0)  # the same in all directions
     torch.testing.assert_close(scaled.norm(dim=1), expected, rtol=0, atol=1e-3)
 
