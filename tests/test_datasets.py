@@ -87,6 +87,19 @@ def test_the_files_of_a_pair_must_show_one_frame(
         PairSet([pair], side=SIDE)
 
 
+def test_what_lies_beyond_the_range_of_a_scan_is_black_or_white(tmp_path: Path) -> None:
+    files, grid = [], Geometry((SIDE, SIDE), (1.0, 1.0), (0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)), plane="axial")
+    for name, depth in (("mri.nii.gz", 0.0), ("ct.nii.gz", -5000.0)):
+        values = np.where(scan((SIDE, SIDE)) > 0, 100.0 + scan((SIDE, SIDE)), depth).astype(np.float32)
+        values[30, 20:22] = 4000
+        write_image(tmp_path / name, values[None], geometry=grid)
+        files.append(tmp_path / name)
+    data = PairSet([Pair("1", "ct-mri", *files, "train", "a")], side=SIDE)
+    for images in (data.fixed, data.moving):
+        assert images[0, 0, 30, 20:22].tolist() == [255, 255]
+        assert images[0, 0, 0, 0] == 0
+
+
 # --- the CSV --------------------------------------------------------------------------------------
 
 
@@ -170,6 +183,14 @@ def test_a_drawn_rotation_turns_about_the_centre() -> None:
     angles = torch.rad2deg(torch.atan2(turned[:, 0, 20, 30], turned[:, 1, 20, 30]))
     assert 15 < angles.abs().max() <= 20
     assert angles.min() < 0 < angles.max()
+    scaled = offset + Misalignment(rotation=20, scale=0.3).draw(64, shape, seeded())
+    factor = scaled[:, :, 20, 30].norm(dim=1) / 15
+    assert 0.7 <= factor.min() < 0.8
+    assert 1.2 < factor.max() <= 1.3
+    unturned = offset + Misalignment(scale=0.3).draw(64, shape, seeded())
+    torch.testing.assert_close(factor, unturned[:, :, 20, 30].norm(dim=1) / 15)  # whatever the angle
+    expected = factor.view(-1, 1, 1) * offset.norm(dim=0)  # the same in all directions
+    torch.testing.assert_close(scaled.norm(dim=1), expected, rtol=0, atol=1e-3)
 
 
 def test_milder_draws_have_rotations_without_a_shift(train: PairSet) -> None:

@@ -128,11 +128,10 @@ def test_a_method_that_only_says_when_it_fails_failed_in_a_share_of_all_its_pair
     assert not any(r.metric == "suspect" for r in summary)
 
 
-def test_what_only_one_of_two_methods_measures_is_not_compared() -> None:
-    rows = [row("ours", "a", 1.0, inverse=0.5), row("other", "a", 2.0, expected_error=1.0)]
-    compared = {r.metric for r in compare(rows, "ours")}
-    assert "error" in compared
-    assert not compared & {"inverse", "expected_error"}
+def test_of_a_registration_without_fusions_errors_alone_are_compared() -> None:
+    plain = row("other", "a", 2.0, fusion="", **dict.fromkeys(PAPER_METRICS))
+    for rows in ([row("ours", "a", 1.0, fusion="network"), plain], [row("ours", "a", 1.0, fusion=""), plain]):
+        assert {r.metric for r in compare(rows, "ours")} == {"error"}
 
 
 def test_comparison_without_ours_is_empty() -> None:

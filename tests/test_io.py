@@ -1267,6 +1267,13 @@ def test_atomic_folder(tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["result"]
 
 
+def test_an_empty_folder_may_be_there_already(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "report.json").write_text("1")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "report.json"]
+
+
 def test_a_folder_that_cannot_be_replaced_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "result"
     with atomic_folder(out) as folder:

@@ -4,7 +4,7 @@ import colorsys
 import hashlib
 import importlib.metadata
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -493,7 +493,7 @@ def test_a_refined_result_says_so_and_is_another_one(tmp_path: Path, pair: tuple
     assert refined.report["options"]["refine"] == told["steps"] == 3
     assert told["objective_after"] < told["objective_before"]
     assert "without refinement" in refined.report["trust"]["note"]
-    assert "without refinement" not in plain.report["trust"]["note"]
+    assert plain.report["trust"]["note"] == model.trust_note
     assert not torch.equal(plain.displacement, refined.displacement)
     assert plain.fused is not None
     assert refined.fused is not None
@@ -816,6 +816,10 @@ def test_the_evidence_is_that_of_a_known_field() -> None:
     assert evidence.nonaffine_mean == pytest.approx(0, abs=1e-3)
     assert evidence.similarity_spread == pytest.approx(evidence.similarity_after - evidence.similarity_low)
     assert evidence.similarity_spread >= 0
+    told = fuse(image, image, model=known_model((3.0, 4.0), expected_error=2.0)).report["alignment"]
+    assert {k: v for k, v in asdict(evidence).items() if v is not None} == pytest.approx(
+        {k: v for k, v in told.items() if v is not None}, abs=1e-5
+    )
     assert evidence.assessed_error is None  # its network was not trained to
 
 

@@ -248,6 +248,17 @@ def test_outside_is_background_not_a_smeared_border() -> None:
     np.testing.assert_allclose(resampled[0, 10:30], array[0, :20])
 
 
+def test_a_frame_that_begins_where_the_other_does_is_cut_or_filled() -> None:
+    array = np.random.default_rng(0).random((1, 64, 80), np.float32)
+    small = dataclasses.replace(AXIAL, shape=(40, 50))
+    cut = resample_to_grid(array, match_grids(small, AXIAL), (40, 50))
+    np.testing.assert_allclose(cut, array[:, :40, :50], atol=1e-5)
+    filled = resample_to_grid(cut, match_grids(AXIAL, small), (64, 80))
+    np.testing.assert_allclose(filled[:, :40, :50], cut, atol=1e-5)
+    assert (filled[:, 40:] == cut.min()).all()
+    assert (filled[..., 50:] == cut.min()).all()
+
+
 def test_downsampling_does_not_alias() -> None:
     stripes = np.tile(np.array([0.0, 1.0], np.float32), 128)[None, None].repeat(256, axis=1)
     match = match_grids(Geometry.picture((64, 64)), Geometry.picture((256, 256)))

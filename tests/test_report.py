@@ -15,6 +15,7 @@ from bsafusion.report import (
     NOT_CLINICAL,
     Evidence,
     Limits,
+    _rounded,
     checkerboard,
     deformed_grid,
     describe_input,
@@ -122,6 +123,11 @@ def test_swapping_is_advised_only_where_it_helps(moving: Modality, advice: str) 
     assert verdict(GOOD, SIDE, fixed=Modality.CT, moving=moving) == ("suspect", [reason])
 
 
+def test_a_report_has_five_digits_after_the_point_and_no_share_that_counts_is_none() -> None:
+    assert [_rounded("displacement_mean", v) for v in (12.3456789, 1e-6)] == [12.34568, 0.0]
+    assert [_rounded("folded_share", v) for v in (0.1234567, 1.26e-6, 0.0)] == [0.12346, 1e-6, 0.0]
+
+
 def test_a_small_share_is_not_told_as_none() -> None:
     assert [told_share(share, 2) for share in (0.0, 1e-6, 0.0002)] == ["0.00%", "less than 0.01%", "0.02%"]
 
@@ -224,6 +230,7 @@ def test_overview_has_two_rows_of_three_at_a_fixed_width() -> None:
         x, y = gap + (index % 3) * (320 + gap), gap + (index // 3) * (320 + line + gap) + line
         cell = picture[y : y + 320, x : x + 320]
         assert (cell == round(25.5 * (index + 1))).all()
+        assert np.ptp(picture[y - line : y, x : x + 40]) > 100  # its name
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (2048, 1024), (33, 257), (257, 33)])

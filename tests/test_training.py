@@ -400,6 +400,17 @@ def test_a_finished_run_is_left_as_it_is(finished: Finished, pairs_csv: Path, tr
     assert {p.name: sha256(p) for p in out.glob("*.safetensors")} == before
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_a_cpu_computes_in_single_precision_unless_asked(
+    training_cfg: BSAFusionCfg, precision: Any, dtype: torch.dtype
+) -> None:
+    objective = Objective(BSAFusion(training_cfg), replace(SHORT, precision=precision))
+    with objective.autocast(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
 @pytest.mark.parametrize("change", [{"lr": 1e-3}, {"steps": 7}, {"mix": Mix(own_contrast=0.1)}, {"parts": "fusion"}])
 def test_other_options_in_the_same_folder_are_refused(
     change: dict[str, Any], finished: Finished, pairs_csv: Path, training_cfg: BSAFusionCfg

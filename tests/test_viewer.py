@@ -333,6 +333,9 @@ def test_one_job_at_a_time_and_cancel(client: Any, monkeypatch: pytest.MonkeyPat
     assert wait(client, first["id"])["result"] is None
     assert begun.acquire(blocking=False)
     assert not begun.acquire(blocking=False)  # the one that was cancelled before its turn was never begun
+    results = {wait(client, job)["result"] for job in (third.json()["id"], start(client).json()["id"])}
+    assert len(results) == 2
+    assert {client.get(f"/api/results/{key}").status_code for key in results} == {200}
 
 
 @pytest.mark.parametrize(
