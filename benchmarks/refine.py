@@ -27,7 +27,7 @@ from torch import Tensor
 
 from bsafusion.datasets import MISALIGNMENTS, TASKS, PairSet, read_pairs, remap_contrast, validation_batch
 from bsafusion.deformation import warp
-from bsafusion.io import write_between
+from bsafusion.files import write_between
 from bsafusion.metrics import draw_consistency, endpoint_error, endpoint_residual, folds, head_mask, summarise
 from bsafusion.models.bsafusion import BSAFusion
 from bsafusion.pipeline import Model, fuse, load_model

@@ -41,7 +41,7 @@ from bsafusion import weights
 from bsafusion.colour import split_colour
 from bsafusion.datasets import MISALIGNMENTS, Pair, PairSet, read_pairs, smooth_noise, validation_batch
 from bsafusion.deformation import warp
-from bsafusion.io import write_between, write_whole
+from bsafusion.files import write_between, write_whole
 from bsafusion.metrics import endpoint_error, summarise
 from bsafusion.pipeline import load_model, measure_evidence
 from bsafusion.report import Evidence, Limits, verdict

@@ -23,7 +23,7 @@ import torch
 
 from bsafusion import weights
 from bsafusion.datasets import MISALIGNMENTS, TASKS, PairSet, read_pairs, validation_batch
-from bsafusion.io import write_between, write_json
+from bsafusion.files import write_between, write_json
 from bsafusion.metrics import fusion_metrics
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default
 from bsafusion.options import with_options

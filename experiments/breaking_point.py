@@ -58,7 +58,7 @@ from torch import Tensor
 
 from bsafusion.datasets import TASKS, PairSet, read_pairs, smooth_noise
 from bsafusion.deformation import affine_field, warp
-from bsafusion.io import write_whole
+from bsafusion.files import write_whole
 from bsafusion.metrics import endpoint_error, folds, summarise
 from bsafusion.pipeline import Model, load_model, measure_evidence
 from bsafusion.report import verdict

@@ -23,7 +23,7 @@ import torch
 
 from bsafusion import weights
 from bsafusion.datasets import MISALIGNMENTS, Misalignment, Mix, PairSet, read_pairs
-from bsafusion.io import write_json
+from bsafusion.files import write_json
 from bsafusion.losses import LossWeights
 from bsafusion.pipeline import check_device
 from bsafusion.training import TrainingCfg, read_memory, train, validate

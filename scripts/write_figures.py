@@ -33,7 +33,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bsafusion.io import write_between
+from bsafusion.files import write_between
 from bsafusion.pipeline import load_model
 from bsafusion.trust import alignment_sha256
 from bsafusion.weights import FOLDER, WeightsRecord

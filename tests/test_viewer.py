@@ -29,8 +29,8 @@ from PIL import Image as PILImage
 from typer.testing import CliRunner
 
 from bsafusion import cli, pipeline
+from bsafusion.files import write_json
 from bsafusion.image import Geometry, Image
-from bsafusion.io import write_json
 from bsafusion.pipeline import CHOICES, FuseOptions, FusionResult, RequestError, fuse
 from bsafusion.refinement import MOST_STEPS
 from bsafusion.report_page import render

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bsafusion.datasets import TASKS
-from bsafusion.io import check_replaceable, read_csv
+from bsafusion.files import check_replaceable, read_csv
 from bsafusion.pipeline import AUTO, FILES, FuseOptions, Model, RequestError, expected_files, fuse, versions
 from bsafusion.weights import file_sha256
 
@@ -44,7 +44,7 @@ def read_manifest(path: Path) -> list[Row]:
     """Rows of a CSV with columns ``id,fixed,moving[,task]``; image paths are relative to the CSV.
 
     Raises:
-        RequestError: :func:`bsafusion.io.read_csv` cannot read the file, an id is missing, too long, no folder name or
+        RequestError: :func:`bsafusion.files.read_csv` cannot read the file, an id is missing, too long, no folder name or
             used twice (but for case, too), or a task is unknown. Images are not looked at: a row whose image is missing
             fails alone.
     """

@@ -122,7 +122,7 @@ def fuse(
         from dataclasses import asdict
 
         from bsafusion import pipeline
-        from bsafusion.io import check_replaceable
+        from bsafusion.files import check_replaceable
 
         check_replaceable(out, overwrite=overwrite, holds=pipeline.FILES)
         pipeline.check_task(task)
@@ -140,7 +140,7 @@ def fuse(
 
 def _check_folder(out: Path) -> None:
     """Before any work, not after it: whether ``out`` is a folder or can become one."""
-    from bsafusion.io import check_writable
+    from bsafusion.files import check_writable
 
     check_writable(out)
 

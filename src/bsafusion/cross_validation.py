@@ -15,7 +15,7 @@ from pathlib import Path
 from bsafusion.benchmark import Benchmark, EvaluationError
 from bsafusion.datasets import Pair, case_folds, read_pairs
 from bsafusion.evaluation import Method, claim_folder, open_method, predict_method
-from bsafusion.io import write_csv
+from bsafusion.files import write_csv
 from bsafusion.models.bsafusion import BSAFusionCfg
 from bsafusion.training import TrainingCfg, pairs_sha256, train
 from bsafusion.weights import file_sha256

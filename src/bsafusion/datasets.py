@@ -21,8 +21,9 @@ from torch import Tensor
 
 from bsafusion.colour import split_colour
 from bsafusion.deformation import affine_field, compose, warp
+from bsafusion.files import PathLike, read_csv
 from bsafusion.image import Geometry, Image, Modality, luma_of
-from bsafusion.io import PathLike, read_csv, read_image
+from bsafusion.io import read_image
 from bsafusion.metrics import head_mask
 from bsafusion.models.representation import MODALITIES
 from bsafusion.preprocessing import fit_intensity, match_grids, resample_to_grid
@@ -54,7 +55,7 @@ def read_pairs(path: PathLike, *, split: str | None = None) -> list[Pair]:
     """Rows of a CSV with columns ``fixed``, ``moving`` and ``task`` (``slice`` or ``id``, ``split``, ``case``
     if there are).
 
-    Image paths are relative to the CSV. Raises :class:`DatasetError` for a CSV that :func:`bsafusion.io.read_csv`
+    Image paths are relative to the CSV. Raises :class:`DatasetError` for a CSV that :func:`bsafusion.files.read_csv`
     cannot read, an empty cell or an unknown task.
     """
     path = Path(path)

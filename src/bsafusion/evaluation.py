@@ -46,7 +46,8 @@ from bsafusion.benchmark import (
 )
 from bsafusion.competitors import COMPETITORS, Competitor, CompetitorError, RegistrationError
 from bsafusion.deformation import warp
-from bsafusion.io import atomic_folder, read_image, write_image, write_json
+from bsafusion.files import atomic_folder, write_json
+from bsafusion.io import read_image, write_image
 from bsafusion.metrics import (
     PAPER_METRICS,
     draw_consistency,

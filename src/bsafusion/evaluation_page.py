@@ -37,7 +37,8 @@ from bsafusion.evaluation_tables import (
     summarise_rows,
     write_tables,
 )
-from bsafusion.io import read_image, write_whole
+from bsafusion.files import write_whole
+from bsafusion.io import read_image
 from bsafusion.metrics import DIRECTIONS, PAPER_METRICS, endpoint_error
 from bsafusion.report import NOT_CLINICAL
 from bsafusion.scoring import ALL

@@ -16,7 +16,7 @@ import numpy as np
 
 from bsafusion.benchmark import EvaluationCfg
 from bsafusion.evaluation import COLUMNS, NETWORK_FUSION, REGISTRATION_METRICS, Row
-from bsafusion.io import write_csv, write_whole
+from bsafusion.files import write_csv, write_whole
 from bsafusion.metrics import DIRECTIONS, PAPER_METRICS
 from bsafusion.report import NOT_CLINICAL
 from bsafusion.scoring import ALL, RowScore, Score, summarise_scores

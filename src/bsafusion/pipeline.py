@@ -18,17 +18,9 @@ from bsafusion import weights
 from bsafusion.colour import check_hue, colourise, overlay, recolour, split_colour, steer
 from bsafusion.datasets import TASKS
 from bsafusion.deformation import DeformationField, jacobian_determinant
+from bsafusion.files import atomic_folder, write_json
 from bsafusion.image import Geometry, Image, ImageError, Modality, luma_of
-from bsafusion.io import (
-    COLORMAPS,
-    PixelType,
-    atomic_folder,
-    read_colormap,
-    read_image,
-    write_deformation,
-    write_image,
-    write_json,
-)
+from bsafusion.io import COLORMAPS, PixelType, read_colormap, read_image, write_deformation, write_image
 from bsafusion.metrics import head_mask
 from bsafusion.models.alignment import Alignment
 from bsafusion.models.bsafusion import BSAFusion, How, Matched, Output

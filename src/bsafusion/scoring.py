@@ -20,8 +20,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from bsafusion.files import PathLike, read_csv, write_csv, write_json, write_whole
 from bsafusion.image import Image, ImageError
-from bsafusion.io import PathLike, read_csv, read_image, write_csv, write_json, write_whole
+from bsafusion.io import read_image
 from bsafusion.metrics import ALL_METRICS, DIRECTIONS, PAPER_METRICS, fusion_metrics
 from bsafusion.preprocessing import fit_intensity, match_grids, slices_apart, white_level
 
@@ -259,7 +260,7 @@ def read_table(path: Path) -> list[Row]:
     """Rows of a CSV with columns ``id,fixed,moving,fused[,task]``; image paths are relative to the CSV.
 
     Raises:
-        ScoringError: :func:`bsafusion.io.read_csv` cannot read the file, an id or a path is missing, an id is used
+        ScoringError: :func:`bsafusion.files.read_csv` cannot read the file, an id or a path is missing, an id is used
             twice, a task is called ``all``, or there are no rows. Images are not looked at: a row whose image is
             missing fails alone.
     """

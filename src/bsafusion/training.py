@@ -29,7 +29,8 @@ from bsafusion import cuda, datasets, fusion_losses, losses, weights
 from bsafusion.datasets import MISALIGNMENTS, TASKS, Batch, Mix, Pair, PairSet
 from bsafusion.deformation import warp
 from bsafusion.failures import Doubtful, draw_doubtful
-from bsafusion.io import write_image, write_whole
+from bsafusion.files import write_whole
+from bsafusion.io import write_image
 from bsafusion.losses import LossWeights
 from bsafusion.metrics import endpoint_error, summarise
 from bsafusion.models.bsafusion import PRESETS, BSAFusion, BSAFusionCfg, working_shape

@@ -152,7 +152,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 def save(folder: Path, name: str, state: Mapping[str, Tensor], **card: Any) -> WeightsRecord:
     """Write ``NAME.safetensors`` and its record into ``folder``, each whole or not at all."""
-    from bsafusion.io import write_whole
+    from bsafusion.files import write_whole
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
