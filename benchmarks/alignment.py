@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bsafusion.datasets import MISALIGNMENTS, TASKS, PairSet, read_pairs, validation_batch
+from bsafusion.datasets import MISALIGNMENTS, PairSet, read_pairs, validation_batch
 from bsafusion.deformation import warp
+from bsafusion.image import TASKS
 from bsafusion.metrics import (
     draw_consistency,
     endpoint_error,

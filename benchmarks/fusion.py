@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bsafusion.datasets import TASKS, PairSet, read_pairs
+from bsafusion.datasets import PairSet, read_pairs
+from bsafusion.image import TASKS
 from bsafusion.metrics import fusion_metrics
 from bsafusion.pipeline import load_model
 from bsafusion.plain_fusion import FUSIONS

@@ -25,9 +25,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bsafusion.datasets import MISALIGNMENTS, TASKS, PairSet, read_pairs, remap_contrast, validation_batch
+from bsafusion.datasets import MISALIGNMENTS, PairSet, read_pairs, remap_contrast, validation_batch
 from bsafusion.deformation import warp
 from bsafusion.files import write_between
+from bsafusion.image import TASKS
 from bsafusion.metrics import draw_consistency, endpoint_error, endpoint_residual, folds, head_mask, summarise
 from bsafusion.models.bsafusion import BSAFusion
 from bsafusion.pipeline import Model, fuse, load_model

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bsafusion.datasets import MISALIGNMENTS, TASKS, PairSet, read_pairs, validation_batch
+from bsafusion.datasets import MISALIGNMENTS, PairSet, read_pairs, validation_batch
+from bsafusion.image import TASKS
 from bsafusion.io import write_image
 from bsafusion.metrics import qs
 from bsafusion.pipeline import Model, load_model

@@ -41,10 +41,11 @@ from bsafusion import weights
 from bsafusion.colour import split_colour
 from bsafusion.datasets import MISALIGNMENTS, Pair, PairSet, read_pairs, smooth_noise, validation_batch
 from bsafusion.deformation import warp
+from bsafusion.evidence import Evidence, measure_evidence
 from bsafusion.files import write_between, write_whole
 from bsafusion.metrics import endpoint_error, summarise
-from bsafusion.pipeline import load_model, measure_evidence
-from bsafusion.report import Evidence, Limits, verdict
+from bsafusion.pipeline import load_model
+from bsafusion.report import Limits, verdict
 from bsafusion.trust import OFF, SAID, Calibration, alignment_sha256, calibration_file, compared
 
 ROOT = Path(__file__).parents[1]

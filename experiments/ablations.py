@@ -22,8 +22,9 @@ from typing import Any
 import torch
 
 from bsafusion import weights
-from bsafusion.datasets import MISALIGNMENTS, TASKS, PairSet, read_pairs, validation_batch
+from bsafusion.datasets import MISALIGNMENTS, PairSet, read_pairs, validation_batch
 from bsafusion.files import write_between, write_json
+from bsafusion.image import TASKS
 from bsafusion.metrics import fusion_metrics
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default
 from bsafusion.options import with_options

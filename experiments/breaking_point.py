@@ -56,11 +56,13 @@ import torch
 from ablations import Column, Figures, table, write_results
 from torch import Tensor
 
-from bsafusion.datasets import TASKS, PairSet, read_pairs, smooth_noise
+from bsafusion.datasets import PairSet, read_pairs, smooth_noise
 from bsafusion.deformation import affine_field, warp
+from bsafusion.evidence import measure_evidence
 from bsafusion.files import write_whole
+from bsafusion.image import TASKS
 from bsafusion.metrics import endpoint_error, folds, summarise
-from bsafusion.pipeline import Model, load_model, measure_evidence
+from bsafusion.pipeline import Model, load_model
 from bsafusion.report import verdict
 
 AMOUNTS: dict[str, tuple[int, ...]] = {

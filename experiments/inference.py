@@ -36,8 +36,9 @@ import untrained
 from ablations import Column
 from torch import Tensor
 
-from bsafusion.datasets import MISALIGNMENTS, TASKS, Batch
+from bsafusion.datasets import MISALIGNMENTS, Batch
 from bsafusion.deformation import compose, invert, resize_field, warp
+from bsafusion.image import TASKS
 from bsafusion.models.alignment import Alignment, between_images
 from bsafusion.models.bsafusion import BSAFusion
 

@@ -54,7 +54,8 @@ from ablations import CPU, Column, Figures, table, write_results
 from numpy.typing import NDArray
 
 from bsafusion.benchmark import spaced
-from bsafusion.datasets import MISALIGNMENTS, TASKS, PairSet, read_pairs, validation_batch
+from bsafusion.datasets import MISALIGNMENTS, PairSet, read_pairs, validation_batch
+from bsafusion.image import TASKS
 from bsafusion.metrics import endpoint_error, endpoint_residual, head_mask, summarise
 from bsafusion.models.bsafusion import BSAFusion
 from bsafusion.pipeline import load_model

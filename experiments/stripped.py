@@ -37,8 +37,9 @@ import untrained
 from ablations import Column
 from torch import Tensor
 
-from bsafusion.datasets import TASKS, Batch, strip_head, without_faint
+from bsafusion.datasets import Batch, strip_head, without_faint
 from bsafusion.deformation import warp
+from bsafusion.image import TASKS
 from bsafusion.models.bsafusion import BSAFusion
 
 SUITES = ("paper", "rigid")

@@ -11,7 +11,8 @@ import torch
 from ablations import Column, Figures, table, write_results
 from torch import Tensor
 
-from bsafusion.datasets import MISALIGNMENTS, TASKS, Batch, PairSet, read_pairs, validation_batch
+from bsafusion.datasets import MISALIGNMENTS, Batch, PairSet, read_pairs, validation_batch
+from bsafusion.image import TASKS
 from bsafusion.metrics import endpoint_error, summarise
 from bsafusion.models.bsafusion import BSAFusion
 from bsafusion.pipeline import load_model

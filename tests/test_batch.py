@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from bsafusion import batch, pipeline
+from bsafusion import batch, pipeline, result
 from bsafusion.batch import Row, RowResult, done_before, read_manifest, run_batch
 from bsafusion.cli import app
-from bsafusion.pipeline import FuseOptions, Model, RequestError, fuse
+from bsafusion.pipeline import Model, fuse
+from bsafusion.request import FuseOptions, RequestError
 from bsafusion.trust import Calibration, alignment_sha256, calibration_file
 from pairs import hot, known_model, known_network, known_weights, scan, snapshot, write_picture, write_volume
 
@@ -406,7 +407,7 @@ def test_a_row_does_not_replace_a_folder_that_is_no_result(tmp_path: Path, manif
 def second_save_fails(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     """Raises what the list holds when the second result is half written."""
     errors: list[BaseException] = []
-    drawn = pipeline.overview
+    drawn = result.overview
     calls = 0
 
     def overview(*args: Any, **options: Any) -> Any:
@@ -416,7 +417,7 @@ def second_save_fails(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
             raise errors.pop()
         return drawn(*args, **options)
 
-    monkeypatch.setattr(pipeline, "overview", overview)
+    monkeypatch.setattr(result, "overview", overview)
     return errors
 
 

@@ -243,11 +243,11 @@ def test_a_termination_cleans_up_as_an_interruption_does(
 ) -> None:
     program = f"""
 import os, shutil, signal, sys
-from bsafusion import cli, pipeline
+from bsafusion import cli, result
 signal.signal(signal.{name}, signal.SIG_DFL)  # whatever these tests run under
 remove = shutil.rmtree
 end = lambda *_: os.kill(os.getpid(), signal.{name})
-pipeline.write_deformation = end
+result.write_deformation = end
 shutil.rmtree = lambda *a, **k: (end(), remove(*a, **k))  # it comes twice
 sys.argv = ["bsafusion", "fuse", *{[str(path) for path in good]}, "-o", {str(tmp_path / "out")!r},
             "--weights", {str(still)!r}]
@@ -612,7 +612,7 @@ def test_a_failure_that_is_not_the_request_s_is_1(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline, "write_deformation", full)
+    monkeypatch.setattr("bsafusion.result.write_deformation", full)
     before = snapshot(tmp_path)
     done = run("fuse", *good, "-o", tmp_path / "out", "--weights", still)
     assert done.exit_code == 1

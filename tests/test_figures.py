@@ -17,8 +17,8 @@ import pytest
 import SimpleITK as sitk
 
 from bsafusion import pipeline
+from bsafusion.evidence import Evidence
 from bsafusion.io import read_image
-from bsafusion.report import Evidence
 from bsafusion.samples import load_samples
 from bsafusion.trust import alignment_sha256
 from pairs import write_volume

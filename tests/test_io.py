@@ -1196,12 +1196,6 @@ def test_images_that_cannot_be_written(
     assert not list(tmp_path.iterdir())
 
 
-# --- files that are whole or absent
-
-
-# --- tables
-
-
 # --- deformation fields
 
 

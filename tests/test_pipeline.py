@@ -19,13 +19,16 @@ from torch import Tensor
 import bsafusion
 from bsafusion import deformation, pipeline
 from bsafusion.colour import colourise, split_colour
+from bsafusion.evidence import measure_evidence
 from bsafusion.image import Geometry, Image, ImageError, Modality
 from bsafusion.io import read_colormap, read_image
 from bsafusion.metrics import fusion_metrics
 from bsafusion.models.bsafusion import BSAFusion, paper
-from bsafusion.pipeline import FuseOptions, FusionResult, Model, RequestError, fuse, load_model, read_input
+from bsafusion.pipeline import Model, fuse, load_model, read_input
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.preprocessing import fit_intensity
+from bsafusion.request import FuseOptions, RequestError
+from bsafusion.result import FusionResult
 from bsafusion.weights import WeightsError
 from pairs import (
     carry_with_itk,
@@ -796,7 +799,7 @@ def test_a_field_that_takes_an_area_to_a_line_folds() -> None:
     flattened = torch.stack([-torch.arange(float(SHAPE[0])).view(-1, 1).expand(SHAPE), torch.zeros(SHAPE)])
     out = known_model().network.predict(luma[None, None], luma[None, None])
     out = out._replace(alignment=out.alignment._replace(displacement=flattened[None]))
-    assert pipeline.measure_evidence(out, luma.numpy(), luma.numpy()).folded_share == 1
+    assert measure_evidence(out, luma.numpy(), luma.numpy()).folded_share == 1
 
 
 def test_the_same_call_gives_the_same_bytes(tmp_path: Path, pair: tuple[Path, Path], model: Model) -> None:
@@ -855,7 +858,7 @@ def test_the_shipped_weights_keep_more_of_both_images_than_simple_fusions(model:
 
 
 def test_the_share_of_the_head_that_a_straight_cut_takes_out_of_view() -> None:
-    from bsafusion.pipeline import _cut_share
+    from bsafusion.evidence import _cut_share
 
     rows, columns = np.meshgrid(np.arange(128.0) - 64, np.arange(128.0) - 64, indexing="ij")
     radius = np.hypot(rows, columns)
@@ -901,7 +904,7 @@ def test_what_is_aligned_is_what_is_fused_also_at_the_frame(beyond: int) -> None
 
 def test_what_no_affine_map_explains_of_a_field() -> None:
     from bsafusion.deformation import affine_field
-    from bsafusion.pipeline import _nonaffine_mean
+    from bsafusion.evidence import _nonaffine_mean
 
     mask = torch.zeros(48, 65, dtype=torch.bool)
     mask[8:40, 10:50] = True
@@ -1051,7 +1054,7 @@ def test_an_interrupted_save_leaves_nothing(
     def interrupted(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "overview", interrupted)
+    monkeypatch.setattr("bsafusion.result.overview", interrupted)
     with pytest.raises(error):
         result.save(tmp_path / "out")
     assert snapshot(tmp_path) == {}

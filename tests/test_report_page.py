@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bsafusion.pipeline import FusionResult, fuse
+from bsafusion.pipeline import fuse
 from bsafusion.report_page import LONGEST_SIDE, pictures, render, words
+from bsafusion.result import FusionResult
 from pairs import hot, known_model, scan, write_picture
 
 SHAPE = (81, 65)

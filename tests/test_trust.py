@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from bsafusion import pipeline, weights
+from bsafusion.evidence import Evidence, measure_evidence
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg
-from bsafusion.report import Evidence, describe_trust, verdict
+from bsafusion.report import describe_trust, verdict
 from bsafusion.report_page import words
 from bsafusion.training import FUSION_PARAMETERS
 from bsafusion.trust import (
@@ -304,5 +305,5 @@ def test_the_shipped_weights_have_a_calibration_that_flags_noise_and_passes_its_
     head = np.where(np.hypot(rows, columns) < 50, 0.5 + 0.4 * np.sin(rows / 9) * np.cos(columns / 7), 0)
     fixed = torch.from_numpy(head.astype(np.float32))[None, None]
     out = model.network.predict(fixed, noise)
-    evidence = pipeline.measure_evidence(out, fixed[0, 0].numpy(), out.aligned[0, 0].numpy())
+    evidence = measure_evidence(out, fixed[0, 0].numpy(), out.aligned[0, 0].numpy())
     assert verdict(evidence, 128, trust=model.trust)[0] == "suspect"

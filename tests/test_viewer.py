@@ -31,9 +31,11 @@ from typer.testing import CliRunner
 from bsafusion import cli, pipeline
 from bsafusion.files import write_json
 from bsafusion.image import Geometry, Image
-from bsafusion.pipeline import CHOICES, FuseOptions, FusionResult, RequestError, fuse
+from bsafusion.pipeline import fuse
 from bsafusion.refinement import MOST_STEPS
 from bsafusion.report_page import render
+from bsafusion.request import CHOICES, FuseOptions, RequestError
+from bsafusion.result import FusionResult
 from bsafusion.viewer import jobs as jobs_module
 from bsafusion.viewer import server
 from bsafusion.viewer.results import Library, check_root, files_of, read_view, thumbnail, view_of, zip_of

@@ -17,9 +17,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from bsafusion.pipeline import FuseOptions, RequestError, fuse, load_model
+from bsafusion.pipeline import fuse, load_model
 from bsafusion.refinement import MOST_STEPS
 from bsafusion.report_page import render, words
+from bsafusion.request import FuseOptions, RequestError
 from bsafusion.samples import load_samples
 from bsafusion.viewer import server
 from pairs import known_model, known_weights, pixels_of, scan, write_volume

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from bsafusion import weights
-from bsafusion.datasets import MISALIGNMENTS, TASKS, PairSet, read_pairs, validation_batch
+from bsafusion.datasets import MISALIGNMENTS, PairSet, read_pairs, validation_batch
+from bsafusion.image import TASKS
 
 DRAW = 7
 

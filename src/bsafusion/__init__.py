@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from bsafusion.image import Geometry, Image, Modality
     from bsafusion.io import read_deformation, read_image
     from bsafusion.models.bsafusion import BSAFusion
-    from bsafusion.pipeline import FusionResult, fuse, load_model
+    from bsafusion.pipeline import fuse, load_model
+    from bsafusion.result import FusionResult
     from bsafusion.samples import load_samples
 
 # Loaded when first used: ``bsafusion --help`` and ``bsafusion info`` need no torch.
 _HOME = {
     "BSAFusion": "models.bsafusion",
     "DeformationField": "deformation",
-    "FusionResult": "pipeline",
+    "FusionResult": "result",
     "Geometry": "image",
     "Image": "image",
     "Modality": "image",

@@ -10,9 +10,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from bsafusion.datasets import TASKS
 from bsafusion.files import check_replaceable, read_csv
-from bsafusion.pipeline import AUTO, FILES, FuseOptions, Model, RequestError, expected_files, fuse, versions
+from bsafusion.image import TASKS
+from bsafusion.pipeline import Model, fuse, versions
+from bsafusion.request import AUTO, FuseOptions, RequestError
+from bsafusion.result import FILES, expected_files
 from bsafusion.weights import file_sha256
 
 LONGEST_ID = 200
@@ -44,9 +46,9 @@ def read_manifest(path: Path) -> list[Row]:
     """Rows of a CSV with columns ``id,fixed,moving[,task]``; image paths are relative to the CSV.
 
     Raises:
-        RequestError: :func:`bsafusion.files.read_csv` cannot read the file, an id is missing, too long, no folder name or
-            used twice (but for case, too), or a task is unknown. Images are not looked at: a row whose image is missing
-            fails alone.
+        RequestError: :func:`bsafusion.files.read_csv` cannot read the file, an id is missing, too long, no folder name
+            or used twice (but for case, too), or a task is unknown. Images are not looked at: a row whose image is
+            missing fails alone.
     """
     lines = read_csv(path, what="manifest", columns="id,fixed,moving[,task]", error=RequestError)
     rows: list[Row] = []

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bsafusion.datasets import MISALIGNMENTS, TASKS, Pair, PairSet, read_pairs, validation_batch
+from bsafusion.datasets import MISALIGNMENTS, Pair, PairSet, read_pairs, validation_batch
+from bsafusion.image import TASKS
 from bsafusion.io import read_image
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.preprocessing import white_level

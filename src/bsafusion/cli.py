@@ -18,7 +18,7 @@ import typer
 from bsafusion.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from bsafusion.pipeline import FusionResult
+    from bsafusion.result import FusionResult
 
 app = typer.Typer(
     help="Align and fuse two unaligned medical images. Research use only. Not for clinical use.",
@@ -123,10 +123,12 @@ def fuse(
 
         from bsafusion import pipeline
         from bsafusion.files import check_replaceable
+        from bsafusion.request import FuseOptions, check_task
+        from bsafusion.result import FILES
 
-        check_replaceable(out, overwrite=overwrite, holds=pipeline.FILES)
-        pipeline.check_task(task)
-        options = pipeline.FuseOptions(
+        check_replaceable(out, overwrite=overwrite, holds=FILES)
+        check_task(task)
+        options = FuseOptions(
             fusion, blend, colormap, weight_fixed, aligned, align_only=no_fuse, refine=refine, mirrored=mirrored
         )
         image_fixed = pipeline.read_input(fixed, "fixed", slice_index=fixed_slice)
@@ -172,7 +174,8 @@ def batch(
     """Fuse every pair of MANIFEST into OUT/<id>. Run it again to go on where it stopped."""
     with _one_line_errors():
         from bsafusion.batch import read_manifest, run_batch
-        from bsafusion.pipeline import FuseOptions, check_options, load_model
+        from bsafusion.pipeline import check_options, load_model
+        from bsafusion.request import FuseOptions
 
         options = FuseOptions(
             fusion, blend, colormap, weight_fixed, aligned, align_only=no_fuse, refine=refine, mirrored=mirrored

@@ -116,7 +116,7 @@ class Competitor:
             environment = {**os.environ, **dict.fromkeys(_THREADS, "1")}
             try:
                 self._process = subprocess.Popen(
-                    # -I: the folder of this package, where io.py lies, must not come before the standard library.
+                    # -I: the folder of this package, where io/ lies, must not come before the standard library.
                     [self.python, "-I", str(_WORKER)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,

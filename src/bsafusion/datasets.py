@@ -22,15 +22,11 @@ from torch import Tensor
 from bsafusion.colour import split_colour
 from bsafusion.deformation import affine_field, compose, warp
 from bsafusion.files import PathLike, read_csv
-from bsafusion.image import Geometry, Image, Modality, luma_of
+from bsafusion.image import TASKS, Geometry, Image, luma_of
 from bsafusion.io import read_image
 from bsafusion.metrics import head_mask
 from bsafusion.models.representation import MODALITIES
 from bsafusion.preprocessing import fit_intensity, match_grids, resample_to_grid
-
-TASKS = {"ct-mri": Modality.CT, "pet-mri": Modality.PET, "spect-mri": Modality.SPECT}
-"""Task names and the modality of their moving image; MRI is fixed."""
-
 
 _COLUMNS = "task,fixed,moving[,id,slice,split,case]"
 

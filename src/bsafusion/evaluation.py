@@ -46,6 +46,7 @@ from bsafusion.benchmark import (
 )
 from bsafusion.competitors import COMPETITORS, Competitor, CompetitorError, RegistrationError
 from bsafusion.deformation import warp
+from bsafusion.evidence import measure_evidence
 from bsafusion.files import atomic_folder, write_json
 from bsafusion.io import read_image, write_image
 from bsafusion.metrics import (
@@ -59,7 +60,7 @@ from bsafusion.metrics import (
     inverse_consistency,
     summarise,
 )
-from bsafusion.pipeline import Model, load_model, measure_evidence
+from bsafusion.pipeline import Model, load_model
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.report import verdict
 from bsafusion.scoring import grey_levels, image_name

@@ -49,6 +49,10 @@ class Modality(StrEnum):
     UNKNOWN = "unknown"
 
 
+TASKS = {"ct-mri": Modality.CT, "pet-mri": Modality.PET, "spect-mri": Modality.SPECT}
+"""What the network is trained for: the name of each task, and what its moving image is; the fixed one is MRI."""
+
+
 def _as_direction(matrix: NDArray[np.float64]) -> Direction:
     return tuple(tuple(float(value) for value in row) for row in matrix)
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from bsafusion.deformation import warp
+from bsafusion.evidence import Evidence
 from bsafusion.image import Image, Modality
 from bsafusion.preprocessing import GridMatch
 from bsafusion.trust import OFF, Calibration
@@ -28,40 +29,6 @@ MODES = {
     ALIGN_ONLY: "nothing was fused, as asked",
 }
 """What was asked for, and what a result has to say of it."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Measured facts on which the verdict stands; lengths in pixels of the fixed grid, means inside the head.
-
-    Attributes:
-        similarity_before, similarity_after: mean cosine of the learned descriptors, before and after alignment; None
-            where the preset has none, and after an alignment that was skipped.
-        expected_error: mean of the network's own estimate of the field's error; None where the preset has none.
-        displacement_mean, displacement_max: size of the field.
-        folded_share: share of all pixels with a Jacobian determinant of at most 0.
-        outside_share: share of the head whose partner lies outside the moving frame.
-        similarity_low: 10th percentile of the similarity after alignment, None where there is none.
-        similarity_spread: how far the mean similarity after alignment is above that.
-        nonaffine_mean: mean size of what is left of the field after the affine map that fits it best.
-        assessed_error: the mean error as judged from the aligned pair as a whole, at most 12 px of the working size
-            (:mod:`bsafusion.models.assessment`); None where the weights were not trained to.
-        cut_share: share of the head beyond a straight line at which the aligned moving image ends, as where a field of
-            view does; 0 where there is none.
-    """
-
-    similarity_before: float | None
-    similarity_after: float | None
-    expected_error: float | None
-    displacement_mean: float
-    displacement_max: float
-    folded_share: float
-    outside_share: float
-    similarity_low: float | None = None
-    similarity_spread: float | None = None
-    nonaffine_mean: float = 0.0
-    assessed_error: float | None = None
-    cut_share: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bsafusion import cuda, datasets, fusion_losses, losses, weights
-from bsafusion.datasets import MISALIGNMENTS, TASKS, Batch, Mix, Pair, PairSet
+from bsafusion.datasets import MISALIGNMENTS, Batch, Mix, Pair, PairSet
 from bsafusion.deformation import warp
 from bsafusion.failures import Doubtful, draw_doubtful
 from bsafusion.files import write_whole
+from bsafusion.image import TASKS
 from bsafusion.io import write_image
 from bsafusion.losses import LossWeights
 from bsafusion.metrics import endpoint_error, summarise

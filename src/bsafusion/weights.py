@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bsafusion.files import write_whole
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -152,8 +154,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 def save(folder: Path, name: str, state: Mapping[str, Tensor], **card: Any) -> WeightsRecord:
     """Write ``NAME.safetensors`` and its record into ``folder``, each whole or not at all."""
-    from bsafusion.files import write_whole
-
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
     with write_whole(path.with_suffix(".json")) as card_aside, write_whole(path) as aside:

@@ -144,7 +144,7 @@ class How(TypedDict, total=False):
     refine: Refine | None
 
 
-Carry = Callable[[Tensor], Tensor]
+Resample = Callable[[Tensor], Tensor]
 """Brings the moving luminance to the fixed grid by a field ``B 2 H W`` in its pixels: ``B 1 H W`` in [0, 1]."""
 
 
@@ -283,11 +283,11 @@ class BSAFusion(nn.Module):
         )
 
     def fuse(
-        self, fixed: Tensor, moving: Tensor, matched: Matched, displacement: Tensor, *, carry: Carry | None = None
+        self, fixed: Tensor, moving: Tensor, matched: Matched, displacement: Tensor, *, resample: Resample | None = None
     ) -> tuple[Tensor, Tensor]:
         """Stage 4: the fused and the aligned luminance, ``B 1 H W``, under a field on the encoder's grid.
 
-        ``carry``: see :meth:`forward`.
+        ``resample``: see :meth:`forward`.
         """
         fixed, moving = fixed[:, :1], moving[:, :1]
         shape = (fixed.shape[-2], fixed.shape[-1])
@@ -296,29 +296,29 @@ class BSAFusion(nn.Module):
         running = resize(self._crop(resize(running, (displacement.shape[-2], displacement.shape[-1])), shape), shape)
         full = resize_field(self._crop(displacement, shape), shape=shape)
         # Beyond the moving frame there is background.
-        aligned = warp(moving, full, padding="zeros") if carry is None else carry(full)
+        aligned = warp(moving, full, padding="zeros") if resample is None else resample(full)
         shallow_moving = warp(features[1].shallow, full)
         return self.fusion.draw(fixed, aligned, (features[0].shallow, shallow_moving), running), aligned
 
-    def forward(self, fixed: Tensor, moving: Tensor, *, carry: Carry | None = None, **how: Unpack[How]) -> Output:
+    def forward(self, fixed: Tensor, moving: Tensor, *, resample: Resample | None = None, **how: Unpack[How]) -> Output:
         """Align ``moving`` to ``fixed`` and fuse both.
 
         Args:
             fixed, moving: ``B 1 H W`` luminance, float32 in [0, 1], or ``B 3 H W`` with chroma (Cb, Cr of BT.601, in
                 [-0.5, 0.5]) after it; on one grid, at least 32 pixels a side.
-            carry: for a moving image that shows more than ``moving``, which ends with the fixed grid; without it
+            resample: for a moving image that shows more than ``moving``, which ends with the fixed grid; without it
                 ``moving`` is warped.
             how: see :class:`How`.
         """
         matched = self.match(fixed, moving, **how)
-        fused, aligned = self.fuse(fixed, moving, matched, matched.alignment.displacement, carry=carry)
+        fused, aligned = self.fuse(fixed, moving, matched, matched.alignment.displacement, resample=resample)
         alignment = self._to_full(matched.alignment, (fixed.shape[-2], fixed.shape[-1]))
         return Output(fused, aligned, alignment, matched.representation)
 
     @torch.inference_mode()
-    def predict(self, fixed: Tensor, moving: Tensor, *, carry: Carry | None = None, **how: Unpack[How]) -> Output:
+    def predict(self, fixed: Tensor, moving: Tensor, *, resample: Resample | None = None, **how: Unpack[How]) -> Output:
         """:meth:`forward` for inference; puts the network in evaluation mode."""
-        return self.eval()(fixed, moving, carry=carry, **how)  # type: ignore[no-any-return]
+        return self.eval()(fixed, moving, resample=resample, **how)  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def predict_alignment(self, fixed: Tensor, moving: Tensor, **how: Unpack[How]) -> Matched:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bsafusion.image import Image
-from bsafusion.pipeline import FuseOptions, Model, check_task, fuse, load_model
+from bsafusion.pipeline import Model, fuse, load_model
 from bsafusion.report import ALIGN_AND_FUSE, ALIGN_ONLY, FUSE_ONLY
+from bsafusion.request import FuseOptions, check_task
 from bsafusion.viewer.results import Library, one_line, view_of
 
 _STAGES = ("waiting for the model", "{work}", "writing the result", "done")

@@ -22,10 +22,10 @@ from bsafusion.deformation import identity_grid, jacobian_determinant
 from bsafusion.image import Image, ImageError
 from bsafusion.io import read_deformation, read_image
 from bsafusion.page import picture_of
-from bsafusion.pipeline import FusionResult
 from bsafusion.preprocessing import fit_intensity, match_grids
 from bsafusion.report import ALIGN_ONLY
 from bsafusion.report_page import pictures, words
+from bsafusion.result import FusionResult
 
 REPORT = "report.json"
 PAGE = "report.html"

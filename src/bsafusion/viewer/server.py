@@ -33,11 +33,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bsafusion.datasets import TASKS
-from bsafusion.image import Image, ImageError
-from bsafusion.pipeline import AUTO, CHOICES, FuseOptions, RequestError, check_device, read_input
+from bsafusion.image import TASKS, Image, ImageError
+from bsafusion.pipeline import check_device, read_input
 from bsafusion.refinement import MOST_STEPS
 from bsafusion.report import NOT_CLINICAL
+from bsafusion.request import AUTO, CHOICES, FuseOptions, RequestError
 from bsafusion.viewer.jobs import Busy, Jobs
 from bsafusion.viewer.results import Library, files_of, one_line, thumbnail, zip_of
 from bsafusion.weights import DEFAULT, find
