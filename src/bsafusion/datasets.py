@@ -443,15 +443,84 @@ def _are_shares(values: Sequence[float]) -> bool:
 def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *, device: torch.device) -> Batch:
     """One training batch; ``generator`` lives on ``device``."""
     cpu = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=device).item()))
+    chosen = _draw_pairs(data, size, mix, cpu)
+    fixed, moving, mask = _draw_slices(data, chosen, mix, generator, device)
+    modalities = (torch.zeros_like(chosen).to(device), data.modality_moving[chosen].to(device))
+    fixed, moving, modalities = _draw_own_contrast(fixed, moving, modalities, mix, generator)
+    fixed, moving = _draw_appearance(fixed, moving, mask, mix, generator)
+    shape = (fixed.shape[-2], fixed.shape[-1])
+    pose = mix.pose.draw(size, shape, generator)
+    flip = (torch.rand(size, generator=generator, device=device) < 0.5).view(-1, 1, 1, 1)
+    fixed, moving, mask = (torch.where(flip, t.flip(-1), t) for t in (fixed, moving, mask))
+    known = _draw_misalignments(size, shape, mix, cpu, generator)
+    return Batch(
+        fixed=warp(fixed, pose),
+        moving=warp(moving, compose(pose, known)),
+        truth=warp(moving, pose),
+        known=known,
+        mask=warp(mask, pose),
+        modality_fixed=modalities[0],
+        modality_moving=modalities[1],
+        pair=chosen,
+    )
+
+
+def _draw_pairs(data: PairSet, size: int, mix: Mix, cpu: torch.Generator) -> Tensor:
+    """Indices ``B`` of pairs: a task by its share, then any pair of it."""
     tasks = [data.indices(t) for t in TASKS]
     shares = torch.tensor([share if there else 0.0 for share, there in zip(mix.tasks, tasks, strict=True)]).float()
     if not bool(shares.any()):
         raise ValueError(f"tasks {mix.tasks}: the pairs at hand are of tasks that are never drawn; change the shares")
     task = torch.multinomial(shares, size, replacement=True, generator=cpu).tolist()
-    chosen = torch.tensor([tasks[t][int(torch.randint(len(tasks[t]), (1,), generator=cpu))] for t in task])
+    return torch.tensor([tasks[t][int(torch.randint(len(tasks[t]), (1,), generator=cpu))] for t in task])
+
+
+def _draw_slices(
+    data: PairSet, chosen: Tensor, mix: Mix, generator: torch.Generator, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fixed and moving images and masks; some are slices that the scanners did not take, in both alike or not."""
     fixed, moving, mask = data.pictures(chosen, device)
-    modality_moving = data.modality_moving[chosen].to(device)
-    modality_fixed = torch.zeros_like(modality_moving)
+    if not (mix.between or mix.apart):
+        return fixed, moving, mask
+
+    def uniform() -> Tensor:
+        return torch.rand(len(chosen), 1, 1, 1, generator=generator, device=device)
+
+    part = uniform() * (uniform() < mix.between)
+    part_moving = part
+    if mix.apart:
+        part_moving = torch.where(uniform() < mix.apart, uniform(), part)
+    next_fixed, next_moving, next_mask = data.pictures(data.following[chosen], device)
+    return fixed.lerp(next_fixed, part), moving.lerp(next_moving, part_moving), mask.lerp(next_mask, part)
+
+
+def _draw_own_contrast(
+    fixed: Tensor, moving: Tensor, modalities: tuple[Tensor, Tensor], mix: Mix, generator: torch.Generator
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Some pairs become one image against a remapping of itself: aligned to the last digit, in any contrast.
+
+    ``modalities``: of fixed and moving, ``B``; a remapped image has none, -1.
+    """
+    size, device = len(fixed), fixed.device
+    own = torch.rand(size, generator=generator, device=device) < mix.own_contrast
+    from_moving = own & (torch.rand(size, generator=generator, device=device) < 0.4)
+    moving, chroma = moving[:, :1], moving[:, 1:]
+    source = torch.where(from_moving.view(-1, 1, 1, 1), moving, fixed)
+    remapped = remap_contrast(source, generator)
+    modality_fixed, modality_moving = modalities
+    modality_fixed = torch.where(from_moving, modality_moving, modality_fixed)
+    modality_moving = torch.where(own, -1, modality_moving)
+    changed = own.view(-1, 1, 1, 1)
+    fixed, moving = torch.where(changed, source, fixed), torch.where(changed, remapped, moving)
+    chroma = torch.where(changed, 0.0, chroma)  # both in grey
+    return fixed, torch.cat([moving, chroma], dim=1), (modality_fixed, modality_moving)
+
+
+def _draw_appearance(
+    fixed: Tensor, moving: Tensor, mask: Tensor, mix: Mix, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Colours, contrast, shading, and what of a head there is to see, each changed in a share of the images."""
+    size, device = len(fixed), fixed.device
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, device=device)
@@ -461,28 +530,7 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
         drawn, part = uniform(2, size).unbind(0)
         return torch.where(drawn < share, part, 0.0)
 
-    if mix.between or mix.apart:  # Slices that the scanners did not take, in both images alike or not.
-        part = (uniform(size) * (uniform(size) < mix.between)).view(-1, 1, 1, 1)
-        part_moving = part
-        if mix.apart:
-            part_moving = torch.where(uniform(size, 1, 1, 1) < mix.apart, uniform(size, 1, 1, 1), part)
-        next_fixed, next_moving, next_mask = data.pictures(data.following[chosen], device)
-        fixed, moving = fixed.lerp(next_fixed, part), moving.lerp(next_moving, part_moving)
-        mask = mask.lerp(next_mask, part)
-
-    # One image against a remapping of itself: aligned to the last digit, in any contrast.
-    own = uniform(size) < mix.own_contrast
-    from_moving = own & (uniform(size) < 0.4)
     moving, chroma = moving[:, :1], moving[:, 1:]
-    source = torch.where(from_moving.view(-1, 1, 1, 1), moving, fixed)
-    remapped = remap_contrast(source, generator)
-    modality_fixed = torch.where(from_moving, modality_moving, modality_fixed)
-    modality_moving = torch.where(own, -1, modality_moving)
-    fixed, moving = (
-        torch.where(own.view(-1, 1, 1, 1), source, fixed),
-        torch.where(own.view(-1, 1, 1, 1), remapped, moving),
-    )
-    chroma = torch.where(own.view(-1, 1, 1, 1), 0.0, chroma)  # both in grey
     if mix.recolour:
         chroma = torch.where(uniform(size, 1, 1, 1) < mix.recolour, other_colours(chroma, generator), chroma)
     # Gains and gammas that no modality would be recognised by.
@@ -499,30 +547,23 @@ def draw_batch(data: PairSet, size: int, mix: Mix, generator: torch.Generator, *
         fixed, moving = (strip_head(image, mask, STRIP * some(mix.strip)) for image in (fixed, moving))
     if mix.cut:
         fixed, moving = (cut_view(image, mask, mix.cut, generator) for image in (fixed, moving))
+    return fixed, moving
 
-    shape = (fixed.shape[-2], fixed.shape[-1])
-    pose = mix.pose.draw(size, shape, generator)
-    flip = (uniform(size) < 0.5).view(-1, 1, 1, 1)
-    fixed, moving, mask = (torch.where(flip, t.flip(-1), t) for t in (fixed, moving, mask))
+
+def _draw_misalignments(
+    size: int, shape: tuple[int, int], mix: Mix, cpu: torch.Generator, generator: torch.Generator
+) -> Tensor:
+    """Fields ``B 2 H W``, voxels, each of a family of :data:`MISALIGNMENTS` by its share."""
     names, odds = zip(*mix.misalignments, strict=True)
     family = torch.multinomial(torch.tensor(odds).float(), size, replacement=True, generator=cpu)
-    known = torch.empty(size, 2, *shape, device=device)
+    known = torch.empty(size, 2, *shape, device=generator.device)
     for index, name in enumerate(names):
-        members = (family == index).nonzero().flatten().to(device)
+        members = (family == index).nonzero().flatten().to(generator.device)
         if len(members):
-            chosen_family = MISALIGNMENTS[name]
-            milder = mix.milder if chosen_family.rotation else 0.0
-            known[members] = chosen_family.draw(len(members), shape, generator, milder=milder)
-    return Batch(
-        fixed=warp(fixed, pose),
-        moving=warp(moving, compose(pose, known)),
-        truth=warp(moving, pose),
-        known=known,
-        mask=warp(mask, pose),
-        modality_fixed=modality_fixed,
-        modality_moving=modality_moving,
-        pair=chosen,
-    )
+            chosen = MISALIGNMENTS[name]
+            milder = mix.milder if chosen.rotation else 0.0
+            known[members] = chosen.draw(len(members), shape, generator, milder=milder)
+    return known
 
 
 def crop_batch(batch: Batch, side: int, generator: torch.Generator) -> Batch:

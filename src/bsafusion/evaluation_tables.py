@@ -271,9 +271,7 @@ def render_markdown(
     notes: Iterable[str] = (),
 ) -> str:
     """``summary.md``; ``described``: names of methods and what they are."""
-    of = lookup(summary)
     tasks = [task for task in dict.fromkeys(row.task for row in summary) if task != ALL]
-    suites = list(dict.fromkeys(row.suite for row in summary))
     parts = [
         "# Evaluation",
         f"{describe_cfg(cfg, pairs)}. {NOT_CLINICAL}",
@@ -282,68 +280,68 @@ def render_markdown(
         "Mean endpoint error inside the head in pixels, with the 95 % bootstrap interval over pairs.",
         glance(summary),
     ]
-    for suite in suites:
-        methods = list(dict.fromkeys(row.method for row in summary if row.suite == suite and row.metric == "error"))
-        if methods:
-            names = (
-                "before",
-                "error",
-                "error_median",
-                "error_p95",
-                "seen",
-                "consistency",
-                "inverse",
-                *SHARES,
-                "seconds",
-            )
-            parts += [
-                f"## Fields: {suite}",
-                _table(
-                    ("method", "task", "n", *names),
-                    [
-                        [m, t, str(row.n), *(cell(of(m, "", suite, t, name)) for name in names)]
-                        for m in methods
-                        for t in tasks
-                        if (row := of(m, "", suite, t, "error")) is not None
-                    ],
-                ),
-            ]
+    for suite in dict.fromkeys(row.suite for row in summary):
+        parts += _fields_of(summary, suite, tasks)
         for task in tasks:
-            lines = [
-                [
-                    row.method,
-                    row.fusion,
-                    str(row.n),
-                    *(cell(of(row.method, row.fusion, suite, task, name)) for name in PAPER_METRICS),
-                ]
-                for row in summary
-                if row.suite == suite and row.task == task and row.metric == PAPER_METRICS[0]
-            ]
-            if lines:
-                parts += [
-                    f"## Fusion: {suite}, {task}",
-                    _table(("method", "fusion", "n", *map(arrow, PAPER_METRICS)), lines),
-                ]
-    errors = [row for row in paired if row.metric == "error"]
-    if errors:
-        lines = [
-            [
-                f"`{r.suite}`",
-                r.task,
-                r.other,
-                str(r.n),
-                number(r.mean_ours),
-                number(r.mean_other),
-                difference(r),
-                f"{r.share_better:.0%}",
-            ]
-            for r in errors
-        ]
-        header = ("suite", "task", "other", "n", "ours", "other's", "difference", "ours better")
-        parts += [f"## Error of {errors[0].ours} and of others on the same pairs and draws", _table(header, lines)]
+            parts += _fusions_of(summary, suite, task)
+    parts += _paired_errors(paired)
     if described:
         parts += ["## Methods", _table(("method", "made with"), described)]
     return "\n\n".join(parts) + "\n"
+
+
+_OF_FIELDS = ("before", "error", "error_median", "error_p95", "seen", "consistency", "inverse", *SHARES, "seconds")
+
+
+def _fields_of(summary: Sequence[SummaryRow], suite: str, tasks: Sequence[str]) -> list[str]:
+    """Heading and table of one suite's registrations, or nothing."""
+    of = lookup(summary)
+    methods = list(dict.fromkeys(row.method for row in summary if row.suite == suite and row.metric == "error"))
+    lines = [
+        [m, t, str(row.n), *(cell(of(m, "", suite, t, name)) for name in _OF_FIELDS)]
+        for m in methods
+        for t in tasks
+        if (row := of(m, "", suite, t, "error")) is not None
+    ]
+    return [f"## Fields: {suite}", _table(("method", "task", "n", *_OF_FIELDS), lines)] if methods else []
+
+
+def _fusions_of(summary: Sequence[SummaryRow], suite: str, task: str) -> list[str]:
+    """Heading and table of the fused pictures of one suite and task, or nothing."""
+    of = lookup(summary)
+    lines = [
+        [
+            row.method,
+            row.fusion,
+            str(row.n),
+            *(cell(of(row.method, row.fusion, suite, task, name)) for name in PAPER_METRICS),
+        ]
+        for row in summary
+        if row.suite == suite and row.task == task and row.metric == PAPER_METRICS[0]
+    ]
+    header = ("method", "fusion", "n", *map(arrow, PAPER_METRICS))
+    return [f"## Fusion: {suite}, {task}", _table(header, lines)] if lines else []
+
+
+def _paired_errors(paired: Sequence[PairedRow]) -> list[str]:
+    """Heading and table of one method's errors beside those of others, or nothing."""
+    errors = [row for row in paired if row.metric == "error"]
+    lines = [
+        [
+            f"`{r.suite}`",
+            r.task,
+            r.other,
+            str(r.n),
+            number(r.mean_ours),
+            number(r.mean_other),
+            difference(r),
+            f"{r.share_better:.0%}",
+        ]
+        for r in errors
+    ]
+    header = ("suite", "task", "other", "n", "ours", "other's", "difference", "ours better")
+    heading = [f"## Error of {row.ours} and of others on the same pairs and draws" for row in errors[:1]]
+    return [*heading, _table(header, lines)] if errors else []
 
 
 def cell(row: SummaryRow | None) -> str:

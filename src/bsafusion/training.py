@@ -550,47 +550,23 @@ def train(
         FloatingPointError: the loss is not finite any more.
     """
     cfg, model_cfg = cfg or TrainingCfg(), model_cfg or PRESETS["default"]()
-    if working_shape((cfg.side, cfg.side), model_cfg.working_side) != (cfg.side, cfg.side):
-        raise ValueError(
-            f"side {cfg.side} is not near working_side {model_cfg.working_side}; train at the working size"
-        )
-    if until is not None and until < 1:
-        raise ValueError(f"until step {until}: expected at least 1")
-    if init and Path(init).resolve() in ((out / f"{name}.safetensors").resolve() for name in ("best", "last")):
-        raise ValueError(f"init {init} lies in {out}, whose weights the run replaces; choose another folder for it")
-    if minutes is not None and not minutes >= 0:
-        raise ValueError(f"{minutes} minutes: expected 0 or more")
+    _check_arguments(out, model_cfg, cfg, init=init, until=until, minutes=minutes)
     where, started = cuda.device_of_process(device, os.environ.get("LOCAL_RANK")), time.perf_counter()
     if where.type == "cuda":
         torch.cuda.set_device(where)  # for what takes the current one: NCCL, recording
     with processes(where) as (rank, world):
         if cfg.batch % world:
             raise ValueError(f"batch {cfg.batch} does not divide among {world} processes; choose a multiple")
-        torch.manual_seed(cfg.seed)
-        model = BSAFusion(model_cfg)
-        if init:
-            new = start_from(model, init)
-            if new and on_note:
-                on_note(_tell_new(new, init))
-        model = model.to(where).train()
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(is_trained(name, cfg.parts))
+        model = _new_model(model_cfg, cfg, init, on_note).to(where).train()
         parameters = [p for p in model.parameters() if p.requires_grad]
         method = {"muon": Muon, "adamw": torch.optim.AdamW}[cfg.optimizer]
         optimizer: torch.optim.Optimizer = method(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay)
         objective = Objective(model, cfg)
-        everything = datasets.read_pairs(pairs)
-        others = Counter(p.split for p in everything if p.split not in ("train", "val"))
-        if others and on_note:
-            counts = ", ".join(f"{count} of split {name!r}" for name, count in others.items())
-            on_note(f"pairs that are neither 'train' nor 'val' are left out: {counts}")
-        data = PairSet(datasets.read_pairs(pairs, split="train"), side=cfg.side).to(where)
-        held_out = [p for p in everything if p.split == "val"]
-        val = PairSet(held_out, side=cfg.side).to(where) if held_out else None
+        data, val = _read_splits(pairs, cfg.side, where, on_note)
 
         checkpoint = out / "checkpoint.safetensors"
         options = json.loads(json.dumps({"training": asdict(cfg), "model": model_cfg.to_dict(), "init": init}))
-        seen = pairs_sha256([*data.pairs, *held_out])
+        seen = pairs_sha256([*data.pairs, *(val.pairs if val else ())])
         step, best = 0, float("inf")
         if checkpoint.is_file():
             memory = read_memory(checkpoint)
@@ -653,15 +629,7 @@ def train(
                 if step % cfg.log_every == 0:
                     board.log("train", step, figures)
                 if val is not None and (step % cfg.validate_every == 0 or step == cfg.steps):
-                    measured, score = {}, 0.0
-                    if objective.aligning:
-                        measured = validate(model, val, cfg.suites, device=where)
-                        score = alignment_score(measured)
-                    if objective.fusing:
-                        measured["fusion_loss"] = fusion_score(objective, val, device=where)
-                        score = score + measured["fusion_loss"]
-                    if cfg.parts == "assessment":
-                        score = measured["assessment_loss"] = assessment_score(objective, val, device=where)
+                    measured, score = _scored(objective, val, where)
                     board.log("val", step, measured)
                     board.picture(step, picture_grid(model, val, device=where))
                     if score < best:
@@ -679,6 +647,65 @@ def train(
             keep("last", {})
             board.close()
         return out / ("best.safetensors" if (out / "best.safetensors").is_file() else "last.safetensors")
+
+
+def _check_arguments(
+    out: Path, model_cfg: BSAFusionCfg, cfg: TrainingCfg, *, init: str | None, until: int | None, minutes: float | None
+) -> None:
+    if working_shape((cfg.side, cfg.side), model_cfg.working_side) != (cfg.side, cfg.side):
+        raise ValueError(
+            f"side {cfg.side} is not near working_side {model_cfg.working_side}; train at the working size"
+        )
+    if until is not None and until < 1:
+        raise ValueError(f"until step {until}: expected at least 1")
+    if init and Path(init).resolve() in ((out / f"{name}.safetensors").resolve() for name in ("best", "last")):
+        raise ValueError(f"init {init} lies in {out}, whose weights the run replaces; choose another folder for it")
+    if minutes is not None and not minutes >= 0:
+        raise ValueError(f"{minutes} minutes: expected 0 or more")
+
+
+def _new_model(
+    model_cfg: BSAFusionCfg, cfg: TrainingCfg, init: str | None, on_note: Callable[[str], None] | None
+) -> BSAFusion:
+    """As it begins, drawn from the seed or from ``init``; only what ``cfg.parts`` trains asks for gradients."""
+    torch.manual_seed(cfg.seed)
+    model = BSAFusion(model_cfg)
+    if init:
+        new = start_from(model, init)
+        if new and on_note:
+            on_note(_tell_new(new, init))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_trained(name, cfg.parts))
+    return model
+
+
+def _read_splits(
+    pairs: Path, side: int, where: torch.device, on_note: Callable[[str], None] | None
+) -> tuple[PairSet, PairSet | None]:
+    """The training pairs, and those of validation if there are any."""
+    everything = datasets.read_pairs(pairs)
+    others = Counter(p.split for p in everything if p.split not in ("train", "val"))
+    if others and on_note:
+        counts = ", ".join(f"{count} of split {name!r}" for name, count in others.items())
+        on_note(f"pairs that are neither 'train' nor 'val' are left out: {counts}")
+    data = PairSet(datasets.read_pairs(pairs, split="train"), side=side).to(where)
+    held_out = [p for p in everything if p.split == "val"]
+    return data, PairSet(held_out, side=side).to(where) if held_out else None
+
+
+def _scored(objective: Objective, val: PairSet, where: torch.device) -> tuple[dict[str, float], float]:
+    """What is measured on the validation pairs, and the one number by which weights are chosen; less is better."""
+    measured: dict[str, float] = {}
+    score = 0.0
+    if objective.aligning:
+        measured = validate(objective.model, val, objective.cfg.suites, device=where)
+        score = alignment_score(measured)
+    if objective.fusing:
+        measured["fusion_loss"] = fusion_score(objective, val, device=where)
+        score += measured["fusion_loss"]
+    if objective.cfg.parts == "assessment":
+        score = measured["assessment_loss"] = assessment_score(objective, val, device=where)
+    return measured, score
 
 
 def _check_same_run(out: Path, memory: dict[str, Any], options: dict[str, Any], seen: str) -> None:
