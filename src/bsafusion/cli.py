@@ -224,7 +224,7 @@ def warp(
         if out.exists() and not overwrite:
             raise FileExistsError(f"{out} exists; choose another file or pass --overwrite")
         _check_folder(out.parent)
-        from bsafusion.io import read_deformation, read_image, write_image
+        from bsafusion.io import read_deformation, read_image, write_like
         from bsafusion.preprocessing import apply_field, slice_astray
 
         field = read_deformation(deformation)
@@ -237,28 +237,7 @@ def warp(
                 "check the slice",
                 err=True,
             )
-        low, high = float(source.array.min()), float(source.array.max())
-        depth: Any = source.dtype
-        if labels and depth not in ("uint8", "uint16") and not (source.array % 1).any():
-            depth = "uint8" if high <= 255 else "uint16"  # whole numbers, whatever type they were stored in
-        largest = {"uint8": 255.0, "uint16": 65535.0}.get(depth)
-        volume = out.name.lower().endswith(".nii.gz")
-        if not volume and (largest is None or low < 0 or high > largest):
-            raise ValueError(
-                f"{out.name}: {source.dtype} values {low:g} to {high:g} do not fit a picture; write .nii.gz instead"
-            )
-        if volume and len(carried) == 3 and depth == "uint16":
-            raise ValueError(
-                f"{out.name}: colours of 16 bit, but those of a NIfTI have 8; expected .png or .tif; write one of them"
-            )
-        spread = None if largest is None else (0.0, largest)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if volume:
-            # A volume keeps grey values as they are.
-            spread = spread if len(carried) == 3 else None
-            write_image(out, carried, geometry=field.geometry, value_range=spread, labels=labels)
-        else:
-            write_image(out, carried, value_range=spread, dtype=depth)
+        write_like(out, carried, source, geometry=field.geometry)
         typer.echo(str(out))
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "read_image",
     "write_deformation",
     "write_image",
+    "write_like",
 ]
 
 PixelType = Literal["uint8", "uint16"]
@@ -160,6 +161,45 @@ def write_image(
         return
     pixel_type: PixelType = dtype or ("uint16" if stored == "uint16" else "uint8")
     write_picture(path, _quantise(array, value_range, pixel_type, stored, path))
+
+
+def write_like(path: PathLike, array: NDArray[Any], source: Image, *, geometry: Geometry) -> None:
+    """Write values of ``source`` that were brought to another grid, in its own pixel type.
+
+    Label maps stay whole numbers; as NIfTI grey values are kept as they are. Its folder is made as needed.
+
+    Args:
+        path, array, geometry: as :func:`write_image`; ``array`` in the units of ``source``.
+        source: the image that the values are of.
+
+    Raises:
+        ImageError: the format cannot hold these values.
+    """
+    path = Path(path)
+    low, high = float(source.array.min()), float(source.array.max())
+    depth: Any = source.dtype
+    if source.labels and depth not in _LARGEST and not (source.array % 1).any():
+        depth = "uint8" if high <= _LARGEST["uint8"] else "uint16"  # whatever type they were stored in
+    largest = _LARGEST.get(depth)
+    volume = path.name.lower().endswith(".nii.gz")
+    if not volume and (largest is None or low < 0 or high > largest):
+        raise ImageError(
+            f"{path.name}: {source.dtype} values {low:g} to {high:g} do not fit a picture; write .nii.gz instead"
+        )
+    if volume and len(array) == 3 and depth == "uint16":
+        raise ImageError(
+            f"{path.name}: colours of 16 bit, but those of a NIfTI have 8; expected .png or .tif; write one of them"
+        )
+    spread = None if largest is None else (0.0, largest)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not volume:
+        write_image(path, array, value_range=spread, dtype=depth)
+    else:  # a volume keeps grey values as they are
+        colours = len(array) == 3
+        write_image(path, array, geometry=geometry, value_range=spread if colours else None, labels=source.labels)
+
+
+_LARGEST = {"uint8": 255.0, "uint16": 65535.0}
 
 
 def _smallest_type(labels: NDArray[Any]) -> np.dtype[Any]:
