@@ -15,7 +15,7 @@ ROOT = Path(bsafusion.__file__).parent
 
 # Each module imports only from the rows above its own. A module that is in no row has no place yet: give it one.
 ORDER = (
-    {"competitor_worker", "cuda", "files", "image", "memory", "samples"},
+    {"about", "competitor_worker", "cuda", "files", "image", "memory", "samples"},
     {"colour", "competitors", "deformation", "metrics", "page", "plain_fusion"},
     {"io.formats"},
     {"io.dicom", "io.nifti", "io.pictures"},

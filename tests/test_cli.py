@@ -76,6 +76,11 @@ def test_every_command_explains_itself(command: str) -> None:
         assert shown.stderr == ""
 
 
+def test_the_version_is_that_of_the_package() -> None:
+    shown = run("--version")
+    assert (shown.exit_code, shown.stdout) == (0, f"bsafusion {bsafusion.__version__}\n")
+
+
 def test_help_lists_the_commands_and_the_intended_use() -> None:
     assert {"fuse", "batch", "warp", "train", "info"} <= set(COMMANDS)
     shown = run("--help")

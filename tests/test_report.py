@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from bsafusion.about import NOT_CLINICAL
 from bsafusion.evidence import Evidence
 from bsafusion.image import Geometry, Image, Modality
 from bsafusion.report import (
     MODES,
-    NOT_CLINICAL,
     Limits,
     _rounded,
     checkerboard,

@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from bsafusion.deformation import DeformationField, warp
     from bsafusion.image import Geometry, Image, Modality
     from bsafusion.io import read_deformation, read_image
@@ -52,6 +53,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from bsafusion.about import version_of
+
+        return version_of("bsafusion")
     if name not in _HOME:
         raise AttributeError(f"module 'bsafusion' has no attribute {name!r}")
     return getattr(importlib.import_module(f"bsafusion.{_HOME[name]}"), name)

@@ -10,9 +10,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
+from bsafusion.about import versions
 from bsafusion.files import check_replaceable, read_csv
 from bsafusion.image import TASKS
-from bsafusion.pipeline import Model, fuse, versions
+from bsafusion.pipeline import Model, fuse
 from bsafusion.request import AUTO, FuseOptions, RequestError
 from bsafusion.result import FILES, expected_files
 from bsafusion.weights import file_sha256

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bsafusion.about import NOT_CLINICAL, version_of
 from bsafusion.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from bsafusion.result import FusionResult
 
 app = typer.Typer(
-    help="Align and fuse two unaligned medical images. Research use only. Not for clinical use.",
+    help=f"Align and fuse two unaligned medical images. {NOT_CLINICAL}",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -60,6 +61,21 @@ Mirrored = Annotated[
     bool,
     typer.Option("--mirrored", help="Align the mirror images as well: a little more exact, nearly twice the time."),
 ]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"bsafusion {version_of('bsafusion')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What holds before any command."""
 
 
 @contextmanager
@@ -605,7 +621,6 @@ def view(
             from bsafusion.viewer import server
         except ModuleNotFoundError as error:
             raise ValueError(f'{error.name} is not installed; pip install ".[viewer]" in the clone') from error
-        from bsafusion.report import NOT_CLINICAL
 
         cfg = server.ViewerCfg(roots=tuple(results or ()), weights=weights, device=device)
         with server.listen(port) as listener:
@@ -623,18 +638,17 @@ def view(
 def info(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """Versions, shipped weights and samples."""
     with _one_line_errors():
-        import importlib.metadata
         from dataclasses import asdict
 
         from bsafusion.weights import shipped
 
         samples = Path(__file__).parent / "samples"
         listed = {
-            "version": importlib.metadata.version("bsafusion"),
-            "torch": importlib.metadata.version("torch"),
+            "version": version_of("bsafusion"),
+            "torch": version_of("torch"),
             "weights": [{k: v for k, v in asdict(r).items() if k != "config"} for r in shipped()],
             "samples": str(samples),
-            "use": "Research use only. Not for clinical use.",
+            "use": NOT_CLINICAL,
         }
         if as_json:
             typer.echo(json.dumps(listed, indent=2))

@@ -17,7 +17,6 @@ one convention, rounded to 1/256 px; the plain fusions are made with the rounded
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import multiprocessing
 import queue
@@ -33,6 +32,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bsafusion.about import version_of
 from bsafusion.benchmark import (
     OWN,
     PROTOCOL,
@@ -184,7 +184,7 @@ def open_method(method: Method, *, jobs: int = 1, device: str = "cpu") -> Iterat
                 "calibration_sha256": None if model.trust is None else model.trust.sha256,
                 "preset": model.record.preset,
                 "device": model.device,
-                "versions": {name: importlib.metadata.version(name) for name in ("bsafusion", "torch")},
+                "versions": {name: version_of(name) for name in ("bsafusion", "torch")},
             },
         )
         return

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsafusion import page
+from bsafusion.about import NOT_CLINICAL
 from bsafusion.benchmark import Benchmark, Case, EvaluationCfg, EvaluationError
 from bsafusion.evaluation import NETWORK_FUSION, Method, Row, align, fused_file, read_fields
 from bsafusion.evaluation_tables import (
@@ -40,7 +41,6 @@ from bsafusion.evaluation_tables import (
 from bsafusion.files import write_whole
 from bsafusion.io import read_image
 from bsafusion.metrics import DIRECTIONS, PAPER_METRICS, endpoint_error
-from bsafusion.report import NOT_CLINICAL
 from bsafusion.scoring import ALL
 
 Array = NDArray[np.float32]

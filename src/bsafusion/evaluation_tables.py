@@ -6,7 +6,6 @@ A pair counts once: its draws are averaged first, then pairs are summarised, and
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from bsafusion.about import NOT_CLINICAL, version_of
 from bsafusion.benchmark import EvaluationCfg
 from bsafusion.evaluation import COLUMNS, NETWORK_FUSION, REGISTRATION_METRICS, Row
 from bsafusion.files import write_csv, write_whole
 from bsafusion.metrics import DIRECTIONS, PAPER_METRICS
-from bsafusion.report import NOT_CLINICAL
 from bsafusion.scoring import ALL, RowScore, Score, summarise_scores
 
 SHARES = ("suspect", "failed")
@@ -233,7 +232,7 @@ def describe_cfg(cfg: EvaluationCfg, pairs: str) -> str:
     return (
         f"`{pairs}`, split `{cfg.split}`{limited}, {cfg.side} x {cfg.side} pixels; {cfg.draws} misalignments of each "
         f"pair ({cfg.competitor_draws} for the slower methods), fixed seeds; fusion metrics against the reference "
-        f"`{cfg.reference}`; bsafusion {importlib.metadata.version('bsafusion')}"
+        f"`{cfg.reference}`; bsafusion {version_of('bsafusion')}"
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from bsafusion import weights
+from bsafusion.about import versions
 from bsafusion.colour import check_hue, colourise, overlay, recolour, split_colour, steer
 from bsafusion.evidence import measure_evidence
 from bsafusion.image import TASKS, Geometry, Image, ImageError, Modality, luma_of
@@ -330,12 +329,6 @@ def _picture(
         colour["hue_lost_share"] = None if hue.lost_share is None else round(hue.lost_share, 5)
         colour["clipped_share"] = round(float((np.abs(picture - clipped) > CLIPPED).any(axis=0).mean()), 5)
     return clipped, colour
-
-
-def versions() -> dict[str, str]:
-    """Of this package and of what its numbers depend on."""
-    names = ("bsafusion", "torch", "numpy", "SimpleITK", "nibabel", "pydicom", "pillow")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
 def _unit_luma(image: Image, array: Array) -> Array:

@@ -14,13 +14,12 @@ import PIL.ImageFont
 import torch
 from numpy.typing import NDArray
 
+from bsafusion.about import NOT_CLINICAL
 from bsafusion.deformation import warp
 from bsafusion.evidence import Evidence
 from bsafusion.image import Image, Modality
 from bsafusion.preprocessing import GridMatch
 from bsafusion.trust import OFF, Calibration
-
-NOT_CLINICAL = "Research use only. Not for clinical use."
 
 ALIGN_AND_FUSE, FUSE_ONLY, ALIGN_ONLY = "align and fuse", "fuse only", "align only"
 MODES = {

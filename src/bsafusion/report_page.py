@@ -17,7 +17,8 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from bsafusion import page
-from bsafusion.report import ALIGN_AND_FUSE, FUSE_ONLY, MODES, NOT_CLINICAL, Panel, told_share
+from bsafusion.about import NOT_CLINICAL
+from bsafusion.report import ALIGN_AND_FUSE, FUSE_ONLY, MODES, Panel, told_share
 from bsafusion.trust import judged_error
 
 LONGEST_SIDE = 1024

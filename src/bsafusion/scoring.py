@@ -9,7 +9,6 @@ Metrics live on grey levels 0..255. :func:`grey_levels` is the one way to them.
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from bsafusion.about import version_of
 from bsafusion.files import PathLike, read_csv, write_csv, write_json, write_whole
 from bsafusion.image import Image, ImageError
 from bsafusion.io import read_image
@@ -386,7 +386,7 @@ def describe_scores(scores: Sequence[RowScore], cfg: ScoringCfg) -> dict[str, An
     """
     good = [row.score for row in scores if row.score is not None]
     return {
-        "bsafusion": importlib.metadata.version("bsafusion"),
+        "bsafusion": version_of("bsafusion"),
         "settings": {
             "reference": cfg.reference,
             "metrics": list(cfg.names),

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bsafusion.about import NOT_CLINICAL
 from bsafusion.files import write_whole
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class WeightsRecord:
     data: str
     steps: int
     figures: Mapping[str, Any] = field(default_factory=dict)
-    use: str = "Research use only. Not for clinical use."
+    use: str = NOT_CLINICAL
 
     @classmethod
     def read(cls, path: Path) -> WeightsRecord:

@@ -17,7 +17,6 @@ import threading
 import webbrowser
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -33,10 +32,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bsafusion.about import NOT_CLINICAL, version_of
 from bsafusion.image import TASKS, Image, ImageError
 from bsafusion.pipeline import check_device, read_input
 from bsafusion.refinement import MOST_STEPS
-from bsafusion.report import NOT_CLINICAL
 from bsafusion.request import AUTO, CHOICES, FuseOptions, RequestError
 from bsafusion.viewer.jobs import Busy, Jobs
 from bsafusion.viewer.results import Library, files_of, one_line, thumbnail, zip_of
@@ -246,7 +245,7 @@ def create_app(cfg: ViewerCfg, *, port: int) -> FastAPI:
     def state() -> dict[str, Any]:
         model, message = jobs.model_state()
         return {
-            "version": metadata.version("bsafusion"),
+            "version": version_of("bsafusion"),
             "use": NOT_CLINICAL,
             "tasks": [AUTO, *TASKS],
             "choices": CHOICES,
