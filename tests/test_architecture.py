@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import bsafusion
 
 ROOT = Path(bsafusion.__file__).parent
+DESIGN = Path(__file__).parents[1] / "docs" / "design.md"
 
 # Each module imports only from the rows above its own. A module that is in no row has no place yet: give it one.
 ORDER = (
@@ -123,6 +125,23 @@ def test_modules_import_only_from_those_before_them(name: str) -> None:
     others = {other for other in own_imports(name) if other.split(".")[0] != subpackage}
     wrong = sorted(other for other in others if row(other) >= row(name))
     assert not wrong, f"{name} imports {wrong}, which do not come before it"
+
+
+@pytest.mark.skipif(not DESIGN.is_file(), reason="docs are not installed")
+def test_the_file_list_has_every_module_after_those_it_imports_from() -> None:
+    listed: dict[str, int] = {}
+    for number, line in enumerate(DESIGN.read_text(encoding="utf-8").splitlines()):
+        if line.startswith("| `"):
+            files = re.findall(r"`([a-z_/]+(?:\.py)?)`", line.split("|")[1])
+            listed |= {file.removesuffix(".py").strip("/").replace("/", "."): number for file in files}
+
+    def line_of(name: str) -> int | None:
+        return listed.get(name, listed.get(name.split(".")[0]))
+
+    assert [name for name in SOURCES if line_of(name) is None] == ["", "__main__", "models"]
+    for name in SOURCES.keys() - {"", "__main__", "models"}:
+        later = [other for other in own_imports(name) - {"", "models"} if (line_of(other) or 0) > (line_of(name) or 0)]
+        assert not later, f"{name} imports {later}, which the file list of design.md has below it"
 
 
 @pytest.mark.parametrize("name", [n for n in SOURCES if n.startswith("models.")])
