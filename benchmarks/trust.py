@@ -260,7 +260,7 @@ def measure(path: Path, name: str) -> None:
             for one in draws(data, every, counts, draw):
                 out = model.network.predict_alignment(one.fixed, one.moving)
                 aligned = warp(one.moving[:, :1], out.alignment.displacement, padding="zeros")
-                evidence = measure_evidence(out, one.fixed[0, 0].numpy(), aligned[0, 0].numpy())
+                evidence = measure_evidence(out.alignment, one.fixed[0, 0].numpy(), aligned[0, 0].numpy())
                 error = None
                 if one.known is not None and one.mask is not None:
                     residual = endpoint_error(one.known[0].numpy(), out.alignment.displacement[0].numpy())

@@ -108,7 +108,7 @@ def measure_pair(model: Model, data: PairSet, index: int, kind: str, amount: flo
     known = known_field(kind, amount, index, mask)
     moving = warp(truth, known)
     out = model.network.predict(fixed, moving)
-    evidence = measure_evidence(out, fixed[0, 0].numpy(), out.aligned[0, 0].numpy())
+    evidence = measure_evidence(out.alignment, fixed[0, 0].numpy(), out.aligned[0, 0].numpy())
     status, _ = verdict(evidence, max(mask.shape), trust=model.trust)
     field, p, inside = out.alignment.displacement[0].numpy(), known[0].numpy(), mask.numpy()
     error = summarise(endpoint_error(p, field), inside).mean

@@ -823,7 +823,7 @@ def test_alignment_alone_is_that_of_the_whole_network(
 ) -> None:
     model, pair = randomise(BSAFusion(small_cfg)), images((90, 110))
     whole = model.predict(*pair, **options)
-    monkeypatch.delattr(BSAFusion, "fuse")  # stage 4: whoever calls it fails
+    monkeypatch.delattr(BSAFusion, "fuse_aligned")  # stage 4: whoever calls it fails
     alone = model.train().predict_alignment(*pair, **options)
     assert not model.training
     assert torch.equal(alone.alignment.displacement, whole.alignment.displacement)

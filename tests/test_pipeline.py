@@ -17,7 +17,7 @@ from pydicom.data import get_testdata_file
 from torch import Tensor
 
 import bsafusion
-from bsafusion import deformation, pipeline
+from bsafusion import deformation
 from bsafusion.colour import colourise, split_colour
 from bsafusion.evidence import measure_evidence
 from bsafusion.image import Geometry, Image, ImageError, Modality
@@ -127,13 +127,13 @@ def test_everything_lands_on_the_fixed_grid(
 @pytest.mark.parametrize("factor", [1, 257])
 def test_the_network_sees_luminance_and_the_colours_there_are(monkeypatch: pytest.MonkeyPatch, factor: int) -> None:
     seen: list[torch.Tensor] = []
-    predict = BSAFusion.predict
+    predict = BSAFusion.predict_alignment
 
     def watched(network: BSAFusion, *pictures: torch.Tensor, **how: Any) -> Any:
         seen.extend(pictures)
         return predict(network, *pictures, **how)
 
-    monkeypatch.setattr(BSAFusion, "predict", watched)
+    monkeypatch.setattr(BSAFusion, "predict_alignment", watched)
     grey, coloured = scan(SHAPE, seed=1), hot(scan(SHAPE, seed=1))
     for moving in (grey, coloured.astype(np.uint16) * factor if factor > 1 else coloured):
         fuse(image_of(scan(SHAPE)), image_of(moving), model=known_model())
@@ -413,14 +413,13 @@ def test_the_network_does_not_fuse_where_its_fusion_has_no_part(
 ) -> None:
     fixed, moving = coloured_pair()
     model = known_model((3.0, -5.0))
-    with monkeypatch.context() as patch:  # all stages, as if the network fused
-        patch.setattr(FuseOptions, "network_fuses", True)
-        patch.setattr(pipeline, "Output", ())  # nothing is one, so what was drawn is not used
-        fuse(fixed, moving, model=model, **options).save(tmp_path / "all")
-    monkeypatch.delattr(BSAFusion, "fuse")  # stage 4: whoever calls it fails
-    fuse(fixed, moving, model=model, **options).save(tmp_path / "without")
-    assert snapshot(tmp_path / "without") == snapshot(tmp_path / "all")
-    with pytest.raises(AttributeError, match="fuse"):
+    whole = snapshot(fuse(fixed, moving, model=model, aligned=options.get("aligned", False)).save(tmp_path / "whole"))
+    monkeypatch.delattr(BSAFusion, "fuse_aligned")  # stage 4: whoever calls it fails
+    without = snapshot(fuse(fixed, moving, model=model, **options).save(tmp_path / "without"))
+    for name in ("aligned.png", "deformation.nii.gz", "deformation_inverse.nii.gz"):
+        assert without[name] == whole[name]
+    assert without.get("fused.png") != whole["fused.png"]
+    with pytest.raises(AttributeError, match="fuse_aligned"):
         fuse(fixed, moving, model=model)
 
 
@@ -799,7 +798,7 @@ def test_a_field_that_takes_an_area_to_a_line_folds() -> None:
     flattened = torch.stack([-torch.arange(float(SHAPE[0])).view(-1, 1).expand(SHAPE), torch.zeros(SHAPE)])
     out = known_model().network.predict(luma[None, None], luma[None, None])
     out = out._replace(alignment=out.alignment._replace(displacement=flattened[None]))
-    assert measure_evidence(out, luma.numpy(), luma.numpy()).folded_share == 1
+    assert measure_evidence(out.alignment, luma.numpy(), luma.numpy()).folded_share == 1
 
 
 def test_the_same_call_gives_the_same_bytes(tmp_path: Path, pair: tuple[Path, Path], model: Model) -> None:

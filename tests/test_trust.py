@@ -305,5 +305,5 @@ def test_the_shipped_weights_have_a_calibration_that_flags_noise_and_passes_its_
     head = np.where(np.hypot(rows, columns) < 50, 0.5 + 0.4 * np.sin(rows / 9) * np.cos(columns / 7), 0)
     fixed = torch.from_numpy(head.astype(np.float32))[None, None]
     out = model.network.predict(fixed, noise)
-    evidence = measure_evidence(out, fixed[0, 0].numpy(), out.aligned[0, 0].numpy())
+    evidence = measure_evidence(out.alignment, fixed[0, 0].numpy(), out.aligned[0, 0].numpy())
     assert verdict(evidence, 128, trust=model.trust)[0] == "suspect"

@@ -222,7 +222,7 @@ def _network(model: Model) -> Predictor:
         out = model.network.predict(*tensors)
         fused = out.fused[0, 0].float().cpu().numpy()
         seconds = clock() - started
-        evidence = measure_evidence(out, fixed, out.aligned[0, 0].float().cpu().numpy())
+        evidence = measure_evidence(out.alignment, fixed, out.aligned[0, 0].float().cpu().numpy())
         status, reasons = verdict(evidence, max(fixed.shape), trust=model.trust)
         alignment = out.alignment
         return Prediction(

@@ -12,7 +12,7 @@ from scipy import ndimage
 from bsafusion.deformation import jacobian_determinant
 from bsafusion.image import Geometry
 from bsafusion.metrics import head_mask
-from bsafusion.models.bsafusion import Matched, Output
+from bsafusion.models.alignment import Alignment
 from bsafusion.preprocessing import has_partner, match_grids
 
 Array = NDArray[np.float32]
@@ -56,21 +56,20 @@ class Evidence:
 
 
 def measure_evidence(
-    out: Output | Matched,
+    alignment: Alignment,
     luma_fixed: Array,
     luma_aligned: Array,
     *,
     partner: NDArray[np.bool_] | None = None,
     aligned_already: bool = False,
 ) -> Evidence:
-    """The evidence of one network output (batch of one) on the fixed grid.
+    """The evidence of one alignment (batch of one) at full resolution, on the fixed grid.
 
     Args:
         luma_fixed, luma_aligned: ``H W`` in [0, 1], of the fixed and of the aligned moving image.
         partner: ``H W``, from :func:`bsafusion.preprocessing.has_partner`; left out for two images on one grid.
         aligned_already: of images that were taken as aligned there is no similarity after alignment.
     """
-    alignment = out.alignment
     displacement = alignment.displacement.float().cpu()
     mask = torch.from_numpy(head_mask(luma_fixed * 255))
     size = displacement[0].norm(dim=0)

@@ -14,11 +14,11 @@ from bsafusion import weights
 from bsafusion.about import versions
 from bsafusion.colour import check_hue, colourise, overlay, recolour, split_colour, steer
 from bsafusion.evidence import measure_evidence
-from bsafusion.image import TASKS, Geometry, Image, ImageError, Modality, luma_of
+from bsafusion.image import TASKS, Image, ImageError, Modality, luma_of
 from bsafusion.io import read_colormap, read_image
 from bsafusion.metrics import head_mask
 from bsafusion.models.alignment import Alignment
-from bsafusion.models.bsafusion import BSAFusion, How, Matched, Output
+from bsafusion.models.bsafusion import BSAFusion, How
 from bsafusion.models.representation import MODALITIES, Representation
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.preprocessing import (
@@ -138,23 +138,28 @@ def fuse(
     grids = (match, fixed.geometry, moving.geometry)
     on_grid = resample_to_grid(moving.array, match, fixed.geometry.shape)
     luma_fixed = _unit_luma(fixed, fixed.array)
-    out = _predicted(model, options, luma_fixed, moving, on_grid, grids)
-    displacement = out.alignment.displacement[0].float().cpu()
-    field, inverse = total_field(displacement, *grids), inverse_field(out.alignment.inverse[0].float(), *grids)
+    pictures = _pictures(model, luma_fixed, moving, on_grid, match)
+    found = model.network.predict_alignment(*pictures, **_how(options))
+    displacement = found.alignment.displacement[0].float().cpu()
+    field, inverse = total_field(displacement, *grids), inverse_field(found.alignment.inverse[0].float(), *grids)
+    # The moving image itself: what was brought to the fixed grid ends where that does.
     carried = apply_field(field, moving)
-    fused, colour = None, None
+    luma_aligned = _unit_luma(moving, carried)
+    drawn, fused, colour = None, None, None
+    if options.network_fuses:
+        tensor = torch.from_numpy(luma_aligned)[None, None].to(model.device)
+        drawn = model.network.predict_fusion(pictures[0], tensor, found)[0, 0].float().cpu().numpy()
     if not options.align_only:
-        drawn = out.fused[0, 0].float().cpu().numpy() if isinstance(out, Output) else None
         fused, colour = _picture(options, fixed, moving, carried, drawn)
     evidence = measure_evidence(
-        out,
+        found.alignment,
         luma_fixed,
-        _unit_luma(moving, carried),
+        luma_aligned,
         partner=has_partner(displacement, match, moving.geometry),
         aligned_already=options.aligned,
     )
     longer_side = max(fixed.geometry.shape)
-    seen = _seen_as(out.representation)
+    seen = _seen_as(found.representation)
     status, reasons = verdict(
         evidence,
         longer_side,
@@ -176,11 +181,11 @@ def fuse(
         mode=options.mode,
         colour=colour,
         options={"task": chosen, "task_from": task_from, **options.record(), **_made_with(model)},
-        refinement=_refinement(options.refine, out.alignment.refined),
-        disagreement=_disagreement(out.alignment, luma_fixed),
+        refinement=_refinement(options.refine, found.alignment.refined),
+        disagreement=_disagreement(found.alignment, luma_fixed),
         versions=versions(),
     )
-    error = out.alignment.expected_error
+    error = found.alignment.expected_error
     return FusionResult(
         fixed=fixed,
         moving=moving,
@@ -219,37 +224,23 @@ def _matched_grids(fixed: Image, moving: Image) -> GridMatch:
     return replace(match, note=f"{match.note} By their positions the two slices are {apart:.0f} mm apart.")
 
 
-def _predicted(
-    model: Model,
-    options: FuseOptions,
-    luma_fixed: Array,
-    moving: Image,
-    on_grid: Array,
-    grids: tuple[GridMatch, Geometry, Geometry],
-) -> Output | Matched:
-    """The network's answer for ``luma_fixed`` (``H W``) and the moving image as it lies on that grid (``C H W``).
-
-    ``grids``: how the moving grid is brought to the fixed one, the fixed and the moving grid.
-    """
+def _pictures(
+    model: Model, luma_fixed: Array, moving: Image, on_grid: Array, match: GridMatch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the network sees of ``luma_fixed`` (``H W``) and of the moving image on that grid (``C H W``)."""
     if float(np.ptp(_unit_luma(moving, on_grid))) == 0:
         raise ImageError(
-            f"{moving.source}: nothing of it but background falls on the fixed grid ({grids[0].note}); "
-            "check the positions"
+            f"{moving.source}: nothing of it but background falls on the fixed grid ({match.note}); check the positions"
         )
-    pictures = (luma_fixed[None], _seen(moving, on_grid))
-    tensors = (torch.from_numpy(picture)[None].to(model.device) for picture in pictures)
+    fixed, seen = (torch.from_numpy(picture)[None] for picture in (luma_fixed[None], _seen(moving, on_grid)))
+    return fixed.to(model.device), seen.to(model.device)
+
+
+def _how(options: FuseOptions) -> How:
     how = How(aligned_already=options.aligned, mirrored=options.mirrored)
     if options.refine:
         how["refine"] = Refinement(options.refine)
-    if not options.network_fuses:
-        return model.network.predict_alignment(*tensors, **how)
-
-    def resample(displacement: torch.Tensor) -> torch.Tensor:
-        """Of the moving image itself: what was brought to the fixed grid ends where that does."""
-        luma = _unit_luma(moving, apply_field(total_field(displacement[0].float().cpu(), *grids), moving))
-        return torch.from_numpy(luma)[None, None].to(displacement.device)
-
-    return model.network.predict(*tensors, resample=resample, **how)
+    return how
 
 
 def _trust_note(model: Model, options: FuseOptions) -> str:

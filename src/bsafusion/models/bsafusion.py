@@ -144,8 +144,12 @@ class How(TypedDict, total=False):
     refine: Refine | None
 
 
-Resample = Callable[[Tensor], Tensor]
-"""Brings the moving luminance to the fixed grid by a field ``B 2 H W`` in its pixels: ``B 1 H W`` in [0, 1]."""
+class Aligned(NamedTuple):
+    """A pair that is aligned and not yet fused: its ``alignment`` at full resolution, and what stage 4 needs."""
+
+    alignment: Alignment
+    representation: Representation
+    matched: Matched
 
 
 class Output(NamedTuple):
@@ -282,46 +286,56 @@ class BSAFusion(nn.Module):
             fixed=matched.fixed._replace(shallow=shallow_fixed), moving=matched.moving._replace(shallow=shallow_moving)
         )
 
-    def fuse(
-        self, fixed: Tensor, moving: Tensor, matched: Matched, displacement: Tensor, *, resample: Resample | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Stage 4: the fused and the aligned luminance, ``B 1 H W``, under a field on the encoder's grid.
+    def fuse(self, fixed: Tensor, moving: Tensor, matched: Matched, displacement: Tensor) -> tuple[Tensor, Tensor]:
+        """The fused and the aligned luminance, ``B 1 H W``, under a field on the encoder's grid."""
+        shape = (fixed.shape[-2], fixed.shape[-1])
+        full = resize_field(self._crop(displacement, shape), shape=shape)
+        aligned = warp(moving[:, :1], full, padding="zeros")  # beyond the moving frame there is background
+        return self.fuse_aligned(fixed, aligned, matched, displacement), aligned
 
-        ``resample``: see :meth:`forward`.
-        """
-        fixed, moving = fixed[:, :1], moving[:, :1]
+    def fuse_aligned(self, fixed: Tensor, aligned: Tensor, matched: Matched, displacement: Tensor) -> Tensor:
+        """Stage 4: the fused luminance; ``aligned``: ``B 1 H W``, the moving luminance under that field."""
         shape = (fixed.shape[-2], fixed.shape[-1])
         features, plain = (matched.fixed, matched.moving), matched.representation.plain
         running = self.fusion.climb(features[0].pyramid, features[1].pyramid, plain, displacement)
         running = resize(self._crop(resize(running, (displacement.shape[-2], displacement.shape[-1])), shape), shape)
         full = resize_field(self._crop(displacement, shape), shape=shape)
-        # Beyond the moving frame there is background.
-        aligned = warp(moving, full, padding="zeros") if resample is None else resample(full)
         shallow_moving = warp(features[1].shallow, full)
-        return self.fusion.draw(fixed, aligned, (features[0].shallow, shallow_moving), running), aligned
+        return self.fusion.draw(fixed[:, :1], aligned, (features[0].shallow, shallow_moving), running)
 
-    def forward(self, fixed: Tensor, moving: Tensor, *, resample: Resample | None = None, **how: Unpack[How]) -> Output:
+    def forward(self, fixed: Tensor, moving: Tensor, **how: Unpack[How]) -> Output:
         """Align ``moving`` to ``fixed`` and fuse both.
 
         Args:
             fixed, moving: ``B 1 H W`` luminance, float32 in [0, 1], or ``B 3 H W`` with chroma (Cb, Cr of BT.601, in
                 [-0.5, 0.5]) after it; on one grid, at least 32 pixels a side.
-            resample: for a moving image that shows more than ``moving``, which ends with the fixed grid; without it
-                ``moving`` is warped.
             how: see :class:`How`.
         """
         matched = self.match(fixed, moving, **how)
-        fused, aligned = self.fuse(fixed, moving, matched, matched.alignment.displacement, resample=resample)
+        fused, aligned = self.fuse(fixed, moving, matched, matched.alignment.displacement)
         alignment = self._to_full(matched.alignment, (fixed.shape[-2], fixed.shape[-1]))
         return Output(fused, aligned, alignment, matched.representation)
 
     @torch.inference_mode()
-    def predict(self, fixed: Tensor, moving: Tensor, *, resample: Resample | None = None, **how: Unpack[How]) -> Output:
+    def predict(self, fixed: Tensor, moving: Tensor, **how: Unpack[How]) -> Output:
         """:meth:`forward` for inference; puts the network in evaluation mode."""
-        return self.eval()(fixed, moving, resample=resample, **how)  # type: ignore[no-any-return]
+        return self.eval()(fixed, moving, **how)  # type: ignore[no-any-return]
 
     @torch.inference_mode()
-    def predict_alignment(self, fixed: Tensor, moving: Tensor, **how: Unpack[How]) -> Matched:
-        """:meth:`predict` without stage 4; the alignment at full resolution."""
+    def predict_alignment(self, fixed: Tensor, moving: Tensor, **how: Unpack[How]) -> Aligned:
+        """:meth:`predict` without stage 4."""
         matched = self.eval().match(fixed, moving, **how)
-        return matched._replace(alignment=self._to_full(matched.alignment, (fixed.shape[-2], fixed.shape[-1])))
+        alignment = self._to_full(matched.alignment, (fixed.shape[-2], fixed.shape[-1]))
+        return Aligned(alignment, matched.representation, matched)
+
+    @torch.inference_mode()
+    def predict_fusion(self, fixed: Tensor, aligned: Tensor, pair: Aligned) -> Tensor:
+        """Stage 4 after :meth:`predict_alignment`: the fused luminance ``B 1 H W``.
+
+        Args:
+            fixed: as there.
+            aligned: ``B 1 H W``, the moving luminance under the field of ``pair``. It may show more than the moving
+                image that was aligned, which ends with the fixed grid.
+            pair: what :meth:`predict_alignment` found.
+        """
+        return self.eval().fuse_aligned(fixed, aligned, pair.matched, pair.matched.alignment.displacement)
