@@ -545,6 +545,21 @@ def test_a_picture_whose_levels_are_not_what_methods_see_is_refused(
     Benchmark(tmp_path / "pairs.csv", replace(CFG, side=SIDE - 1))  # resampled: scored as methods see it
 
 
+def test_a_dim_picture_that_is_not_looked_at_is_in_nobodys_way(pairs_csv: Path, tmp_path: Path) -> None:
+    shutil.copytree(pairs_csv.parent, tmp_path, dirs_exist_ok=True)
+    whole = replace(CFG, split="train")
+    limit = replace(whole, limit=1)
+    looked_at = {case.index for case in Benchmark(tmp_path / "pairs.csv", limit).cases(1)}
+    pairs = Benchmark(tmp_path / "pairs.csv", whole).data.pairs
+    other = next(pair for index, pair in enumerate(pairs) if index not in looked_at)
+    full = read_image(other.fixed)
+    dim = np.round(0.5 * 255 * (full.array - full.array.min()) / np.ptp(full.array)).astype(np.uint8)
+    write_image(other.fixed, dim, value_range=(0, 255))
+    assert Benchmark(tmp_path / "pairs.csv", limit).cases(1)
+    with pytest.raises(EvaluationError, match="less than two thirds"):
+        Benchmark(tmp_path / "pairs.csv", whole)
+
+
 def test_the_command_predicts_scores_and_writes_the_tables(pairs_csv: Path, tmp_path: Path) -> None:
     weights = known_weights(tmp_path)
     arguments = ["evaluate", pairs_csv, "-o", tmp_path / "out", "--weights", weights, "--methods", "bsafusion,identity"]

@@ -190,8 +190,8 @@ class Benchmark:
 
     Raises:
         DatasetError: the pairs cannot be used.
-        EvaluationError: an id cannot be the name of a folder, or stands twice in a task; a picture is too dim to be
-            scored by its levels (:data:`LEAST_RANGE`).
+        EvaluationError: an id cannot be the name of a folder, or stands twice in a task; a picture that is to be
+            scored is too dim for it by its levels (:data:`LEAST_RANGE`).
     """
 
     def __init__(self, pairs: Path, cfg: EvaluationCfg) -> None:
@@ -205,17 +205,17 @@ class Benchmark:
                 raise EvaluationError(f"{pairs}: id {pair.id!r} stands twice in {pair.task}; make the ids unique")
             seen.add((pair.task, pair.id))
         self.data = PairSet(listed, side=cfg.side)
-        for path in dict.fromkeys(path for pair in listed for path in (pair.fixed, pair.moving)):
+        self.chosen = [i for task in TASKS for i in spaced(self.data.indices(task), cfg.limit)]
+        for path in dict.fromkeys(path for i in self.chosen for path in (listed[i].fixed, listed[i].moving)):
             _check_range(path, cfg.side)
 
     def cases(self, draws: int) -> list[Case]:
         """All cases, those of one pair next to each other."""
-        chosen = [i for task in TASKS for i in spaced(self.data.indices(task), self.cfg.limit)]
         pairs = self.data.pairs
         return [
             Case(suite, pairs[i].task, pairs[i].id, i, draw)
             for suite in self.cfg.suites
-            for i in chosen
+            for i in self.chosen
             for draw in range(draws)
         ]
 
