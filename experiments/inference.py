@@ -9,18 +9,18 @@ that second pass is taken whole, or half of it.
 Writes ``results/inference.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (5ca40bd31e71), 60 val pairs, draws: 1.
+Budget: no training; weights default (543171fb6937), 60 val pairs, draws: 1.
 
                     paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  large CT  large PET  large SPECT
 before alignment        3.84       3.80         3.72      7.28       8.63         7.58     21.37      24.58        22.10
-to affine               3.24       3.19         3.47      1.58       1.48         2.53      4.14       4.55         4.98
-to 1/16                 2.40       2.44         2.92      1.28       0.81         2.19      3.09       3.54         4.10
-to 1/8                  2.26       2.23         2.90      1.29       0.71         2.07      2.77       3.09         3.93
-all steps               2.16       2.19         2.89      1.28       0.69         2.06      2.56       3.00         3.91
-all steps, in grey      2.16       2.27         3.07      1.28       0.71         2.39      2.56       3.15         4.35
-and mirrored            2.11       2.15         2.82      1.23       0.69         1.97      2.50       2.91         3.74
-and a second pass       2.26       2.25         3.05      1.33       0.86         2.26      2.57       2.94         3.91
-and half of it          2.20       2.20         2.95      1.28       0.73         2.12      2.56       2.95         3.89
+to affine               3.24       3.18         3.52      1.53       1.27         2.48      4.11       4.45         4.81
+to 1/16                 2.34       2.37         2.87      1.25       0.73         2.17      2.97       3.39         3.90
+to 1/8                  2.20       2.17         2.82      1.23       0.69         2.06      2.66       2.97         3.77
+all steps               2.08       2.11         2.81      1.22       0.68         2.06      2.44       2.88         3.72
+all steps, in grey      2.08       2.24         3.06      1.22       0.70         2.49      2.44       3.10         4.33
+and mirrored            2.04       2.07         2.72      1.16       0.65         1.90      2.39       2.74         3.52
+and a second pass       2.18       2.17         3.02      1.36       0.86         2.25      2.49       2.85         3.81
+and half of it          2.12       2.12         2.89      1.26       0.72         2.11      2.46       2.84         3.73
 
 Mean endpoint error inside the head, pixels, against the known fields. A second pass is composed with the
 first on both sides of the middle.

@@ -16,24 +16,24 @@ atlas, finds as well: the slope of its shifts over the network's (1: all of it, 
 Writes ``results/limits.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (5ca40bd31e71), at most 60 pairs a task and split, draws: 3.
+Budget: no training; weights default (543171fb6937), at most 60 pairs a task and split, draws: 3.
 
                   paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  atlas CT  atlas PET  atlas SPECT
-error, train          1.80       1.97         2.23      0.69       0.52         0.84
-error, val            2.07       2.17         2.86      1.25       0.70         2.02
-rms, train            2.14       2.39         2.59      0.93       0.64         1.05
-rms, val              2.47       2.61         3.39      1.66       0.86         2.76
-common, train         1.07       0.97         1.14      0.60       0.48         0.77
-common, val           1.79       1.05         2.35      1.60       0.69         2.58
-own, train            1.85       2.19         2.33      0.71       0.43         0.71
-own, val              1.70       2.38         2.45      0.45       0.51         0.98
-shift, train          0.34       0.37         0.48      0.31       0.24         0.41
-shift, val            0.80       0.32         1.29      0.81       0.35         1.33
-known image, val      0.62       1.41         0.86      0.28       0.38         0.38
-to next, train                                                                            0.92       0.29         0.94
-to next, val                                                                              1.20       0.42         1.15
-moved, val                                                                                0.77       0.31         1.20
-confirmed, val                                                                            0.37      -0.92         1.04
+error, train          1.62       1.84         2.04      0.55       0.46         0.69
+error, val            2.00       2.07         2.78      1.21       0.68         1.99
+rms, train            1.95       2.27         2.40      0.71       0.57         0.84
+rms, val              2.41       2.51         3.30      1.63       0.85         2.67
+common, train         0.96       0.91         1.12      0.50       0.41         0.59
+common, val           1.83       1.15         2.41      1.57       0.72         2.51
+own, train            1.69       2.08         2.12      0.51       0.40         0.60
+own, val              1.57       2.23         2.25      0.45       0.44         0.92
+shift, train          0.26       0.33         0.42      0.24       0.20         0.34
+shift, val            0.77       0.36         1.33      0.79       0.38         1.36
+known image, val      0.61       1.35         0.84      0.27       0.35         0.36
+to next, train                                                                            0.82       0.27         0.94
+to next, val                                                                              1.18       0.41         1.10
+moved, val                                                                                0.76       0.33         1.24
+confirmed, val                                                                            0.32       0.75         1.03
 
 Means over pairs, pixels, inside the head; *to next*, *moved* and *confirmed* are of pairs as the atlas has
 them, not under a suite.

@@ -9,19 +9,19 @@ was before it was misaligned.
 Writes ``results/stripped.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (5ca40bd31e71), 60 val pairs, draws: 1.
+Budget: no training; weights default (543171fb6937), 60 val pairs, draws: 1.
 
                       paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT
 before alignment          3.84       3.80         3.72      7.28       8.63         7.58
-as they are               2.16       2.19         2.89      1.28       0.69         2.06
-MRI without 4 px          2.19       2.21         2.90      1.33       0.77         2.09
-MRI without 8 px          2.24       2.26         2.96      1.42       0.83         2.09
-MRI without 16 px         2.72       2.47         3.24      1.94       1.43         3.08
-moving without 16 px      3.10       2.32         3.08      2.53       1.00         2.41
-both without 16 px        2.42       2.39         3.00      1.62       1.37         2.64
-moving above 0.1          2.16       2.38         3.02      1.26       1.20         2.16
-moving above 0.2          2.16       2.43         3.30      1.25       1.39         2.78
-moving above 0.3          2.19       2.47         3.47      1.26       1.48         3.02
+as they are               2.08       2.11         2.81      1.22       0.68         2.06
+MRI without 4 px          2.15       2.16         2.84      1.30       0.76         2.12
+MRI without 8 px          2.28       2.24         2.97      1.44       0.86         2.24
+MRI without 16 px         3.14       2.58         3.66      2.89       1.55         3.73
+moving without 16 px      3.88       2.30         3.14      3.66       1.05         2.96
+both without 16 px        2.41       2.45         3.04      1.69       1.43         2.95
+moving above 0.1          2.07       2.40         2.99      1.20       1.28         2.15
+moving above 0.2          2.08       2.47         3.49      1.19       1.51         3.07
+moving above 0.3          2.13       2.54         3.68      1.23       1.65         3.65
 
 Mean endpoint error inside the head, pixels, against the known fields, with the head as it was before.
 -- end of results --
