@@ -30,7 +30,15 @@ import torch
 from bsafusion.deformation import DeformationField, MovingFrame, warp
 from bsafusion.files import write_json
 from bsafusion.image import Geometry, Image, ImageError, Modality
-from bsafusion.io import COLORMAPS, read_colormap, read_deformation, read_image, write_deformation, write_image
+from bsafusion.io import (
+    COLORMAPS,
+    read_colormap,
+    read_deformation,
+    read_image,
+    write_deformation,
+    write_image,
+    write_like,
+)
 
 DICOM_FILES = Path(pydicom.data.__file__).parent / "test_files"
 FLIPPED = Geometry((48, 60), (0.7, 1.3), (12.5, -40.0), ((1.0, 0.0), (0.0, -1.0)), plane="coronal")
@@ -1194,6 +1202,23 @@ def test_images_that_cannot_be_written(
     with pytest.raises(ImageError, match=message):
         write_image(tmp_path / name, array, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_carried_values_are_written_in_the_type_they_came_in(tmp_path: Path, rng: np.random.Generator) -> None:
+    deep = Image(_grey(rng, "uint16")[None], PICTURE)
+    write_like(tmp_path / "new" / "a.png", deep.array, deep, geometry=PICTURE)
+    again = read_image(tmp_path / "new" / "a.png")
+    assert again.dtype == "uint16"
+    np.testing.assert_array_equal(again.array, deep.array)
+
+
+def test_carried_values_that_no_picture_holds_leave_no_folder(tmp_path: Path, rng: np.random.Generator) -> None:
+    signed = Image(_grey(rng)[None].astype(np.float32) - 100, PICTURE)
+    with pytest.raises(ImageError, match=r"a\.png: float32 values -100 to 155 do not fit a picture; write \.nii\.gz"):
+        write_like(tmp_path / "new" / "a.png", signed.array, signed, geometry=PICTURE)
+    assert list(tmp_path.iterdir()) == []
+    write_like(tmp_path / "new" / "a.nii.gz", signed.array, signed, geometry=PICTURE)
+    np.testing.assert_array_equal(read_image(tmp_path / "new" / "a.nii.gz").array, signed.array)
 
 
 # --- deformation fields
