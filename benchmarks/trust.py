@@ -54,8 +54,8 @@ CURVE = ROOT / "docs/trust_curve.svg"
 PAGE = ROOT / "docs/trust.md"
 SIDE = 256
 FEATURES = ("similarity_low", "similarity_spread", "assessed_error")
-"""By what ``choose`` prints: of the sets within 0.005 of the best, one of those that catch most; a fourth number,
-``nonaffine_mean``, lowers the loss by less than 0.001 and catches no more.
+"""By what ``choose`` prints: of the sets within 0.005 of the best, one of those that catch most; a fourth number
+lowers the loss by less than 0.001, if at all, and catches no more.
 Before there was an assessment, others were tried and did not pay: quantiles of the expected error, size and roughness
 of the whole field, entropy of the matching, overlap of the heads, mutual information, correlation of edges, the
 modality classifier's logits."""

@@ -9,18 +9,18 @@ that second pass is taken whole, or half of it.
 Writes ``results/inference.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (543171fb6937), 60 val pairs, draws: 1.
+Budget: no training; weights default (9d82c61557b1), 60 val pairs, draws: 1.
 
                     paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  large CT  large PET  large SPECT
 before alignment        3.84       3.80         3.72      7.28       8.63         7.58     21.37      24.58        22.10
-to affine               3.24       3.18         3.52      1.53       1.27         2.48      4.11       4.45         4.81
-to 1/16                 2.34       2.37         2.87      1.25       0.73         2.17      2.97       3.39         3.90
-to 1/8                  2.20       2.17         2.82      1.23       0.69         2.06      2.66       2.97         3.77
-all steps               2.08       2.11         2.81      1.22       0.68         2.06      2.44       2.88         3.72
-all steps, in grey      2.08       2.24         3.06      1.22       0.70         2.49      2.44       3.10         4.33
-and mirrored            2.04       2.07         2.72      1.16       0.65         1.90      2.39       2.74         3.52
-and a second pass       2.18       2.17         3.02      1.36       0.86         2.25      2.49       2.85         3.81
-and half of it          2.12       2.12         2.89      1.26       0.72         2.11      2.46       2.84         3.73
+to affine               3.22       3.18         3.50      1.53       1.37         2.45      4.09       4.55         4.77
+to 1/16                 2.31       2.34         2.85      1.21       0.73         2.10      2.97       3.35         3.87
+to 1/8                  2.17       2.12         2.77      1.22       0.72         1.94      2.62       2.89         3.66
+all steps               2.06       2.06         2.76      1.20       0.70         1.93      2.42       2.79         3.63
+all steps, in grey      2.06       2.22         3.03      1.20       0.70         2.41      2.42       3.04         4.29
+and mirrored            1.99       2.02         2.69      1.14       0.63         1.84      2.34       2.70         3.50
+and a second pass       2.17       2.14         2.95      1.35       0.85         2.13      2.46       2.78         3.76
+and half of it          2.11       2.08         2.83      1.25       0.74         1.98      2.43       2.75         3.65
 
 Mean endpoint error inside the head, pixels, against the known fields. A second pass is composed with the
 first on both sides of the middle.

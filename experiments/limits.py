@@ -16,24 +16,24 @@ atlas, finds as well: the slope of its shifts over the network's (1: all of it, 
 Writes ``results/limits.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (543171fb6937), at most 60 pairs a task and split, draws: 3.
+Budget: no training; weights default (9d82c61557b1), at most 60 pairs a task and split, draws: 3.
 
                   paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  atlas CT  atlas PET  atlas SPECT
-error, train          1.62       1.84         2.04      0.55       0.46         0.69
-error, val            2.00       2.07         2.78      1.21       0.68         1.99
-rms, train            1.95       2.27         2.40      0.71       0.57         0.84
-rms, val              2.41       2.51         3.30      1.63       0.85         2.67
-common, train         0.96       0.91         1.12      0.50       0.41         0.59
-common, val           1.83       1.15         2.41      1.57       0.72         2.51
-own, train            1.69       2.08         2.12      0.51       0.40         0.60
-own, val              1.57       2.23         2.25      0.45       0.44         0.92
-shift, train          0.26       0.33         0.42      0.24       0.20         0.34
-shift, val            0.77       0.36         1.33      0.79       0.38         1.36
-known image, val      0.61       1.35         0.84      0.27       0.35         0.36
-to next, train                                                                            0.82       0.27         0.94
-to next, val                                                                              1.18       0.41         1.10
-moved, val                                                                                0.76       0.33         1.24
-confirmed, val                                                                            0.32       0.75         1.03
+error, train          1.56       1.80         1.97      0.52       0.45         0.64
+error, val            1.98       2.03         2.71      1.20       0.68         1.91
+rms, train            1.89       2.24         2.32      0.68       0.55         0.78
+rms, val              2.39       2.48         3.22      1.62       0.83         2.58
+common, train         0.92       0.90         1.07      0.48       0.39         0.55
+common, val           1.84       1.16         2.36      1.56       0.71         2.43
+own, train            1.65       2.05         2.05      0.47       0.38         0.55
+own, val              1.53       2.19         2.19      0.44       0.43         0.85
+shift, train          0.24       0.33         0.38      0.24       0.20         0.32
+shift, val            0.74       0.37         1.29      0.76       0.40         1.34
+known image, val      0.60       1.33         0.84      0.27       0.36         0.39
+to next, train                                                                            0.83       0.28         0.92
+to next, val                                                                              1.18       0.43         1.08
+moved, val                                                                                0.73       0.34         1.25
+confirmed, val                                                                            0.27       0.52         1.15
 
 Means over pairs, pixels, inside the head; *to next*, *moved* and *confirmed* are of pairs as the atlas has
 them, not under a suite.
