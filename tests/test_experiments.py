@@ -20,9 +20,11 @@ import torch
 from bsafusion import weights
 from bsafusion.datasets import MISALIGNMENTS, PairSet, read_pairs, validation_batch
 from bsafusion.io import read_image
+from bsafusion.losses import total_loss
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default
 from bsafusion.options import with_options
-from bsafusion.training import FUSION_PARAMETERS, TrainingCfg
+from bsafusion.training import FUSION_PARAMETERS, Objective, TrainingCfg
+from pairs import scan
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 FILES = (
@@ -272,8 +274,43 @@ def test_every_variant_is_a_run_that_exists(ablations, name: str) -> None:  # ty
 
 def test_the_index_lists_every_experiment() -> None:
     readme = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
-    for name in (*FILES, "breaking_point", "inference", "limits", "stripped"):
+    for name in (*FILES, "breaking_point", "fusion_ceiling", "inference", "limits", "stripped"):
         assert f"[{name}.py]({name}.py)" in readme
+
+
+# --- how much better a fused image could be ---------------------------------------------------------
+
+
+def test_a_fused_image_is_moved_down_the_loss_and_black_stays_black() -> None:
+    ceiling = importlib.import_module("fusion_ceiling")
+    fixed, moving = (torch.from_numpy(scan((64, 64), seed=seed) / 255.0).float()[None, None] for seed in (1, 2))
+    objective = Objective(BSAFusion(default()), TrainingCfg(parts="fusion", weights=ceiling.TRAINED))
+
+    def loss(fused: torch.Tensor) -> float:
+        return float(total_loss(objective.fusion_terms(fused, fixed, moving), ceiling.TRAINED))
+
+    start = (fixed + moving) / 2
+    end = ceiling.improved(start, fixed, moving, objective)
+    assert loss(end) < 0.95 * loss(start)
+    assert not end[(fixed + moving) == 0].any()
+    assert 0 <= float(end.min()) <= float(end.max()) <= 1
+    before, after = (ceiling.score(fused, fixed, moving) for fused in (start, end))
+    assert after["qabf"] > before["qabf"] + 0.02
+
+
+def test_what_can_be_gained_is_a_table_of_every_task(pairs_csv: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from pairs import known_weights
+
+    ceiling = importlib.import_module("fusion_ceiling")
+    monkeypatch.setattr(ceiling, "STEPS", 2)
+    file = tmp_path / "fusion_ceiling.py"
+    file.write_text(DOCSTRING, encoding="utf-8")
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    ceiling.run(file, pairs_csv, str(known_weights(tmp_path)), 1)
+    figures = json.loads((tmp_path / "results/fusion_ceiling.json").read_text(encoding="utf-8"))["figures"]
+    assert figures.keys() == {f"{task} {way}" for task in ("CT", "PET") for way in ("network", *ceiling.WAYS)}
+    assert figures["CT network"] != figures["CT and on"]
+    assert "CT and on, 3 x structure" in file.read_text(encoding="utf-8")
 
 
 # --- where alignment breaks -----------------------------------------------------------------------
