@@ -43,7 +43,6 @@ Folds of the truth: share of the head where the deformation itself folds, which 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 import statistics
@@ -53,6 +52,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import untrained
 from ablations import Column, Figures, table, write_results
 from torch import Tensor
 
@@ -244,11 +244,7 @@ def _panel(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("pairs", type=Path, metavar="PAIRS.csv")
-    parser.add_argument("--weights", default="default", help="%(default)s")
+    parser = untrained.options(__doc__)
     parser.add_argument("--limit", type=int, help="at most so many pairs a task")
     given = parser.parse_args()
     run(Path(__file__), given.pairs, given.weights, given.limit)

@@ -12,15 +12,15 @@ Writes ``results/fusion_ceiling.json`` beside this file.
 Budget: no training; weights default (9d82c61557b1), 12 val pairs.
 
                              Q_AB/F  Q_CV  Q_SSIM   VIFF  VIF_sum    Q_S
-CT network                    0.594   347   1.575  0.506    0.708  0.853
-CT and on                     0.631   289   1.572  0.517    0.728  0.852
-CT and on, 3 x structure      0.601   302   1.593  0.505    0.686  0.854
-PET network                   0.799    52   1.409  0.635    0.888  0.935
-PET and on                    0.828    45   1.406  0.645    0.886  0.933
-PET and on, 3 x structure     0.807    45   1.418  0.633    0.878  0.934
-SPECT network                 0.814    37   1.399  0.670    0.892  0.935
-SPECT and on                  0.832    31   1.392  0.741    0.888  0.932
-SPECT and on, 3 x structure   0.815    33   1.413  0.692    0.861  0.935
+CT network                    0.636   522   1.483  0.503    0.712  0.852
+CT and on                     0.664   430   1.483  0.505    0.727  0.852
+CT and on, 3 x structure      0.632   451   1.505  0.506    0.668  0.852
+PET network                   0.782    55   1.402  0.632    0.851  0.929
+PET and on                    0.815    49   1.400  0.634    0.852  0.927
+PET and on, 3 x structure     0.791    49   1.412  0.624    0.846  0.928
+SPECT network                 0.731    75   1.505  0.677    0.792  0.911
+SPECT and on                  0.762    40   1.498  0.718    0.770  0.908
+SPECT and on, 3 x structure   0.738    44   1.527  0.664    0.735  0.914
 
 Means over pairs, 8-bit luminance, against both images as they are. 'And on': the network's fused image after
 120 steps of its pixels down the loss.
@@ -29,16 +29,17 @@ Means over pairs, 8-bit luminance, against both images as they are. 'And on': th
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import untrained
 from ablations import Column, Figures, table, write_results
 from torch import Tensor
 
+from bsafusion.benchmark import spaced
 from bsafusion.datasets import PairSet, read_pairs
 from bsafusion.image import TASKS
 from bsafusion.losses import LossWeights, total_loss
@@ -98,16 +99,15 @@ def measure(network: BSAFusion, data: PairSet, limit: int) -> tuple[dict[str, Fi
     rows: dict[str, Figures] = {}
     counted = 0
     for task in TASKS:
-        indices = data.indices(task)
-        chosen = [indices[round(k)] for k in np.linspace(0, len(indices) - 1, min(limit, len(indices)))]
+        chosen = spaced(data.indices(task), limit)
         found: dict[str, list[dict[str, float]]] = {}
         for index in chosen:
             pictures = data.pictures([index])[:2]
             with torch.inference_mode():
                 fused = network.predict(*pictures, aligned_already=True).fused
             pair = (pictures[0][:, :1], pictures[1][:, :1])
-            images = {NETWORK: fused.clone()}
-            images |= {name: improved(fused.clone(), *pair, objective) for name, objective in objectives.items()}
+            images = {NETWORK: fused}
+            images |= {name: improved(fused, *pair, objective) for name, objective in objectives.items()}
             for name, image in images.items():
                 found.setdefault(f"{task.removesuffix('-mri').upper()} {name}", []).append(score(image, *pair))
         for name, scores in found.items():
@@ -132,11 +132,7 @@ def run(file: Path, pairs: Path, weights: str, limit: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("pairs", type=Path, metavar="PAIRS.csv")
-    parser.add_argument("--weights", default="default", help="%(default)s")
+    parser = untrained.options(__doc__)
     parser.add_argument("--limit", type=int, default=4, help="at most so many pairs a task; %(default)s")
     given = parser.parse_args()
     run(Path(__file__), given.pairs, given.weights, given.limit)

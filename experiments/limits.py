@@ -42,7 +42,6 @@ them, not under a suite.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +49,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
+import untrained
 from ablations import CPU, Column, Figures, table, write_results
 from numpy.typing import NDArray
 
@@ -229,11 +229,7 @@ def run(file: Path, pairs: Path, weights: str, draws: int, limit: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("pairs", type=Path, metavar="PAIRS.csv")
-    parser.add_argument("--weights", default="default", help="%(default)s")
+    parser = untrained.options(__doc__)
     parser.add_argument("--draws", type=int, default=3, help="misalignments of each pair, at least 2; %(default)s")
     parser.add_argument("--limit", type=int, default=60, help="at most so many pairs a task and split; %(default)s")
     given = parser.parse_args()

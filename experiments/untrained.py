@@ -70,13 +70,19 @@ def run(
     write_results(file, results, notes)
 
 
-def command(description: str | None, run: Callable[[Path, str, int, int | None], None]) -> None:
-    """Read the command line and run with what was given: pairs, weights, draws, limit."""
+def options(description: str | None) -> argparse.ArgumentParser:
+    """A command line with what all of them take: pairs, weights."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("pairs", type=Path, metavar="PAIRS.csv")
     parser.add_argument("--weights", default="default", help="%(default)s")
+    return parser
+
+
+def command(description: str | None, run: Callable[[Path, str, int, int | None], None]) -> None:
+    """Read the command line and run with what was given: pairs, weights, draws, limit."""
+    parser = options(description)
     parser.add_argument("--draws", type=int, default=1, help="misalignments of each pair; %(default)s")
     parser.add_argument("--limit", type=int, help="at most so many pairs a task")
     given = parser.parse_args()
