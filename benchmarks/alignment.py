@@ -6,8 +6,9 @@
 With a pairs CSV: every pair's moving image is deformed by fields drawn with fixed seeds (families in
 ``bsafusion.datasets.MISALIGNMENTS``), and the recovered field is compared with it inside the head (``error``)
 and where, inside it, the moving image shows anything at all (``seen``); reference: the moving image as it was before.
-``self`` deforms each MRI and aligns it with itself. With ``--samples``: the pairs that ship with the package, each
-against its own known transform. Lengths in pixels.
+``self`` deforms each MRI and aligns it with itself; ``identical``: the field between an MRI and itself as it is, where
+there is nothing to align. With ``--samples``: the pairs that ship with the package, each against its own known
+transform. Lengths in pixels.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from bsafusion.datasets import MISALIGNMENTS, PairSet, read_pairs, validation_batch
 from bsafusion.deformation import warp
@@ -38,7 +40,7 @@ from bsafusion.pipeline import Model, fuse, load_model
 from bsafusion.samples import load_samples
 
 
-def _mean(values: list[float]) -> float:
+def _mean(values: Sequence[ArrayLike]) -> float:
     return float(np.mean(values))
 
 
@@ -71,9 +73,20 @@ def measure_suite(
     return {name: round(_mean(values), 6) for name, values in rows.items() if values}
 
 
-def measure_pairs(model: Model, pairs: Path, split: str, draws: int, suites: list[str]) -> dict[str, Any]:
+def measure_identical(model: Model, data: PairSet) -> dict[str, float]:
+    """Lengths of the field that each fixed image is given with itself: of all pixels of all images."""
+    lengths = []
+    for index in range(len(data)):
+        image, _, _ = data.pictures([index])
+        field = model.network.predict(image, image).alignment.displacement[0].numpy()
+        lengths.append(endpoint_error(np.zeros_like(field), field))
+    found = {"n": len(lengths), "mean": round(_mean(lengths), 6), "max": round(float(np.max(lengths)), 6)}
+    print(f"identical images: field of {found['mean']:.3g} px on average, at most {found['max']:.3g} px")
+    return found
+
+
+def measure_pairs(model: Model, data: PairSet, draws: int, suites: list[str]) -> dict[str, Any]:
     """One row per suite and task."""
-    data = PairSet(read_pairs(pairs, split=split))
     table: dict[str, Any] = {}
     for suite in [*suites, "self"]:
         for task in TASKS:
@@ -130,7 +143,9 @@ def main() -> None:
         found["samples"] = measure_samples(model)
     if args.pairs is not None:
         found |= {"pairs": args.pairs.name, "split": args.split, "draws": args.draws}
-        found["suites"] = measure_pairs(model, args.pairs, args.split, args.draws, args.suites)
+        data = PairSet(read_pairs(args.pairs, split=args.split))
+        found["identical"] = measure_identical(model, data)
+        found["suites"] = measure_pairs(model, data, args.draws, args.suites)
     if args.out:
         args.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

@@ -53,9 +53,8 @@ MEASURED = ROOT / "benchmarks/results/trust.csv"
 CURVE = ROOT / "docs/trust_curve.svg"
 PAGE = ROOT / "docs/trust.md"
 SIDE = 256
-FEATURES = ("similarity_low", "similarity_spread", "assessed_error")
-"""By what ``choose`` prints: of the sets within 0.005 of the best, one of those that catch most; a fourth number
-lowers the loss by less than 0.001, if at all, and catches no more.
+FEATURES = ("similarity_after", "similarity_low", "assessed_error", "nonaffine_mean")
+"""By what ``choose`` prints: the set with the smallest loss, and one of those that catch most.
 Before there was an assessment, others were tried and did not pay: quantiles of the expected error, size and roughness
 of the whole field, entropy of the matching, overlap of the heads, mutual information, correlation of edges, the
 modality classifier's logits."""

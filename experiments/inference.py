@@ -9,18 +9,18 @@ that second pass is taken whole, or half of it.
 Writes ``results/inference.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (9d82c61557b1), 60 val pairs, draws: 1.
+Budget: no training; weights default (e0bd28275622), 60 val pairs, draws: 1.
 
                     paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  large CT  large PET  large SPECT
 before alignment        3.84       3.80         3.72      7.28       8.63         7.58     21.37      24.58        22.10
-to affine               3.22       3.18         3.50      1.53       1.37         2.45      4.09       4.55         4.77
-to 1/16                 2.31       2.34         2.85      1.21       0.73         2.10      2.97       3.35         3.87
-to 1/8                  2.17       2.12         2.77      1.22       0.72         1.94      2.62       2.89         3.66
-all steps               2.06       2.06         2.76      1.20       0.70         1.93      2.42       2.79         3.63
-all steps, in grey      2.06       2.22         3.03      1.20       0.70         2.41      2.42       3.04         4.29
-and mirrored            1.99       2.02         2.69      1.14       0.63         1.84      2.34       2.70         3.50
-and a second pass       2.17       2.14         2.95      1.35       0.85         2.13      2.46       2.78         3.76
-and half of it          2.11       2.08         2.83      1.25       0.74         1.98      2.43       2.75         3.65
+to affine               3.24       3.17         3.54      1.59       1.36         2.45      4.05       4.53         4.69
+to 1/16                 2.31       2.32         2.84      1.25       0.69         2.09      2.95       3.31         3.83
+to 1/8                  2.17       2.10         2.75      1.24       0.68         1.93      2.60       2.87         3.62
+all steps               2.05       2.05         2.73      1.22       0.67         1.92      2.38       2.77         3.58
+all steps, in grey      2.05       2.21         3.04      1.22       0.66         2.34      2.38       3.05         4.23
+and mirrored            1.96       2.00         2.66      1.13       0.61         1.82      2.31       2.66         3.43
+and a second pass       2.16       2.13         2.98      1.37       0.84         2.20      2.43       2.80         3.77
+and half of it          2.10       2.07         2.83      1.26       0.71         2.00      2.40       2.74         3.62
 
 Mean endpoint error inside the head, pixels, against the known fields. A second pass is composed with the
 first on both sides of the middle.

@@ -9,19 +9,19 @@ was before it was misaligned.
 Writes ``results/stripped.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (9d82c61557b1), 60 val pairs, draws: 1.
+Budget: no training; weights default (e0bd28275622), 60 val pairs, draws: 1.
 
                       paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT
 before alignment          3.84       3.80         3.72      7.28       8.63         7.58
-as they are               2.06       2.06         2.76      1.20       0.70         1.93
-MRI without 4 px          2.11       2.11         2.77      1.25       0.81         1.97
-MRI without 8 px          2.18       2.18         2.86      1.32       0.89         2.07
-MRI without 16 px         2.73       2.43         3.21      2.16       1.49         3.12
-moving without 16 px      3.26       2.26         3.07      2.86       1.03         2.64
-both without 16 px        2.43       2.37         3.00      1.66       1.44         2.92
-moving above 0.1          2.05       2.32         2.93      1.18       1.24         2.03
-moving above 0.2          2.06       2.37         3.42      1.17       1.43         2.83
-moving above 0.3          2.11       2.42         3.52      1.24       1.52         3.11
+as they are               2.05       2.05         2.73      1.22       0.67         1.92
+MRI without 4 px          2.08       2.09         2.75      1.27       0.76         1.95
+MRI without 8 px          2.14       2.16         2.82      1.33       0.86         2.06
+MRI without 16 px         2.58       2.39         3.09      1.90       1.41         2.95
+moving without 16 px      3.10       2.24         3.05      2.56       1.00         2.56
+both without 16 px        2.42       2.34         2.94      1.68       1.39         2.86
+moving above 0.1          2.04       2.30         2.89      1.20       1.18         2.07
+moving above 0.2          2.05       2.33         3.38      1.19       1.36         2.81
+moving above 0.3          2.11       2.37         3.48      1.26       1.38         2.96
 
 Mean endpoint error inside the head, pixels, against the known fields, with the head as it was before.
 -- end of results --

@@ -83,6 +83,15 @@ def test_the_shipped_weights_align_the_shipped_pairs_as_the_kept_results_say() -
         assert found[name] == pytest.approx(of, rel=0.02), name
 
 
+def test_the_shipped_weights_leave_identical_images_where_they_are() -> None:
+    model = pipeline.load_model()
+    for sample in load_samples():
+        result = pipeline.fuse(sample.fixed, sample.fixed, model=model)
+        assert float(result.displacement.abs().max()) < 0.01, sample.id
+        (reason,) = result.reasons
+        assert reason.startswith("the fixed and the moving image are the same file")
+
+
 # --- sentences on limits and fusion ---
 
 
@@ -295,7 +304,7 @@ def test_the_least_similarity_is_what_unrelated_pairs_stay_below_and_pairs_of_on
 
 def test_the_means_of_the_runs_are_those_of_their_logs() -> None:
     folder, told = ROOT / "experiments/shipped_weights", []
-    for run in (6, 9, 12, 13, 14, 17, 24, 27, 30, 33, 34, 44, 45, 51, 53):
+    for run in (6, 9, 12, 13, 14, 17, 24, 27, 30, 33, 34, 44, 45, 51, 53, 56):
         lines = (folder / f"{run}_alignment.jsonl").read_text(encoding="utf-8").splitlines()
         last = [record for record in map(json.loads, lines) if record["kind"] == "val"][-1]
         errors = [value for key, value in last.items() if key.count("/") == 1]
