@@ -322,24 +322,39 @@ def lowest_threshold(right: Sequence[float], alarms: int) -> float:
 
 
 class Regression(NamedTuple):
-    """``bias + weight . (value - usual) / spread`` are the log odds of a wrong result."""
+    """``bias + weight . (value - usual) / spread`` are the log odds of a wrong result; what is NaN counts as usual."""
 
     usual: NDArray[np.float64]
     spread: NDArray[np.float64]
     weight: NDArray[np.float64]
     bias: float
 
+    def odds(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of values ``N K`` from :func:`compared_values`."""
+        return np.asarray(standardised(values, self.usual, self.spread) @ self.weight + self.bias, dtype=np.float64)
+
+
+def standardised(
+    values: NDArray[np.float64], usual: NDArray[np.float64], spread: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    return np.nan_to_num((values - usual) / spread)
+
 
 def compared_values(rows: Sequence[Row], features: Sequence[str]) -> NDArray[np.float64]:
-    """``N K``: the evidence as calibrations compare it."""
-    return np.array([[compared(name, getattr(row.evidence, name), SIDE) for name in features] for row in rows])
+    """``N K``: the evidence as calibrations compare it, NaN where it has no number."""
+
+    def of_row(row: Row, name: str) -> float:
+        value = getattr(row.evidence, name)
+        return math.nan if value is None else compared(name, value, SIDE)
+
+    return np.array([[of_row(row, name) for name in features] for row in rows])
 
 
 def regression(rows: Sequence[Row], features: Sequence[str]) -> Regression:
     """Of wrong results on these numbers of the evidence."""
     values, wrong = compared_values(rows, features), np.array([row.wrong for row in rows])
-    usual, spread = values[~wrong].mean(0), values[~wrong].std(0)
-    return Regression(usual, spread, *regress((values - usual) / spread, wrong))
+    usual, spread = np.nanmean(values[~wrong], axis=0), np.nanstd(values[~wrong], axis=0)
+    return Regression(usual, spread, *regress(standardised(values, usual, spread), wrong))
 
 
 def choose(rows: Sequence[Row], *, best: int = 12) -> list[tuple[float, tuple[str, ...]]]:
@@ -349,8 +364,7 @@ def choose(rows: Sequence[Row], *, best: int = 12) -> list[tuple[float, tuple[st
     found = []
     for count in range(1, len(SAID) + 1):
         for features in combinations(SAID, count):
-            one = regression(fitted, features)
-            odds = (compared_values(chosen, features) - one.usual) / one.spread @ one.weight + one.bias
+            odds = regression(fitted, features).odds(compared_values(chosen, features))
             found.append((float(np.logaddexp(0, -signs * odds).mean()), features))
     return sorted(found)[:best]
 

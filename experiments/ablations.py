@@ -230,7 +230,7 @@ def fusion_quality(run: Run, pairs: Path) -> Figures:
         scores = []
         for index in data.indices(task):
             batch = validation_batch(data, [index], MISALIGNMENTS["paper"], draw=0, device=CPU)
-            fused = model.predict(batch.fixed, batch.moving).fused
+            fused = model.predict(batch.fixed, batch.moving, mirrored="never").fused
             fixed, truth, drawn = ((255 * t[0, 0]).round().numpy() for t in (batch.fixed, batch.truth, fused))
             scores.append(fusion_metrics(fixed, truth, drawn, QUALITY))
         for name in QUALITY if scores else ():
@@ -250,7 +250,7 @@ def inference_seconds(run: Run, *, repeats: int = 7) -> float:
     seconds = []
     for _ in range(2 + repeats):
         started = time.perf_counter()
-        model.predict(fixed, moving)
+        model.predict(fixed, moving, mirrored="never")
         seconds.append(time.perf_counter() - started)
     torch.set_num_threads(threads)
     return statistics.median(seconds[2:])

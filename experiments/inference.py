@@ -3,9 +3,10 @@
     python experiments/inference.py PAIRS.csv [--weights default] [--draws 1] [--limit N]
 
 No training: the val pairs, misaligned by fields with fixed seeds, are aligned by the first steps alone, by all of them
-(what ``fuse`` does), by all of them without the colours of the moving image, by all of them for the images and for
-their mirror images (``fuse --mirrored``), and once more after both images were brought to the middle by the first pass;
-that second pass is taken whole, or half of it.
+(``fuse --mirrored never``), by all of them without the colours of the moving image, by all of them for the images and
+their mirror images, where the network expects a large error (what ``fuse`` does) or for all pairs (``fuse --mirrored
+always``), and once more after both images were brought to the middle by the first pass; that second pass is taken
+whole, or half of it.
 Writes ``results/inference.json`` beside this file.
 
 -- results, written by the command --
@@ -65,7 +66,7 @@ def from_middle(alignment: Alignment, shape: tuple[int, int], grid: tuple[int, i
 def ways(network: BSAFusion, fixed: Tensor, moving: Tensor) -> dict[str, Tensor]:
     """The displacement ``1 2 H W`` of every way to align a pair ``1 C H W``."""
     shape = (fixed.shape[-2], fixed.shape[-1])
-    first = network.match(fixed, moving).alignment
+    first = network.match(fixed, moving, mirrored="never").alignment
     grid = (first.displacement.shape[-2], first.displacement.shape[-1])
 
     def cut(field: Tensor) -> Tensor:
@@ -75,10 +76,12 @@ def ways(network: BSAFusion, fixed: Tensor, moving: Tensor) -> dict[str, Tensor]
     for count, step in enumerate(first.steps[:-1], start=1):
         found[f"to {step.name}"] = cut(between_images(first.steps[:count], grid)[0].displacement)
     found[ALL_STEPS] = cut(first.displacement)
-    found[IN_GREY] = cut(network.match(fixed, moving[:, :1]).alignment.displacement)
-    found["and mirrored"] = cut(network.match(fixed, moving, mirrored=True).alignment.displacement)
+    found[IN_GREY] = cut(network.match(fixed, moving[:, :1], mirrored="never").alignment.displacement)
+    found["mirrored in doubt"] = cut(network.match(fixed, moving).alignment.displacement)
+    found["mirrored"] = cut(network.match(fixed, moving, mirrored="always").alignment.displacement)
     to_fixed, to_moving = from_middle(first, shape, grid)
-    again = network.match(warp(fixed, to_fixed), warp(moving, to_moving, padding="zeros")).alignment
+    middle = (warp(fixed, to_fixed), warp(moving, to_moving, padding="zeros"))
+    again = network.match(*middle, mirrored="never").alignment
     more_fixed, more_moving = from_middle(again, shape, grid)
     for name, share in (("and a second pass", 1.0), ("and half of it", 0.5)):
         middle_fixed = compose(to_fixed, share * more_fixed)

@@ -254,7 +254,7 @@ def test_other_weights_another_task_or_other_versions_are_done_again(
         FuseOptions(aligned=True),
         FuseOptions(align_only=True),
         FuseOptions(refine=2),
-        FuseOptions(mirrored=True),
+        FuseOptions(mirrored="always"),
     ],
 )
 def test_other_options_are_done_again_and_then_skipped(

@@ -167,7 +167,7 @@ def test_fuse_says_that_a_result_is_suspect_and_why(tmp_path: Path, good: tuple[
         (("--fusion", "laplacian", "--weight-fixed", "0.75"), "align and fuse", "ok in "),
         (("--blend", "alpha"), "align and fuse", "ok in "),
         (("--refine", "2"), "align and fuse", "ok in "),
-        (("--mirrored",), "align and fuse", "ok in "),
+        (("--mirrored", "always"), "align and fuse", "ok in "),
     ],
 )
 def test_fuse_does_what_its_options_say(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from bsafusion import weights
 from bsafusion.deformation import affine_field, compose, identity_grid, integrate, warp
 from bsafusion.models.alignment import (
     AffineStep,
+    Alignment,
     AlignmentCfg,
     CrossAttention,
     Direction,
@@ -25,7 +27,7 @@ from bsafusion.models.alignment import (
     mirror_field,
     reverse_correlation,
 )
-from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default, in_colour, paper, working_shape
+from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, Mirrored, default, in_colour, paper, working_shape
 from bsafusion.models.encoder import EncoderCfg
 from bsafusion.models.fusion import FusionCfg
 from bsafusion.models.layers import (
@@ -81,12 +83,12 @@ def parameters(cfg: BSAFusionCfg) -> int:
         return sum(p.numel() for p in BSAFusion(cfg).parameters())
 
 
-def gflop(cfg: BSAFusionCfg) -> float:
+def gflop(cfg: BSAFusionCfg, *, mirrored: Mirrored = "never") -> float:
     """Operations, multiply and add counted, for a 256 x 256 pair."""
     model = BSAFusion(cfg).eval()
     image = torch.rand(1, 1, 256, 256)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image, image)
+        model(image, image, mirrored=mirrored)
     return counter.get_total_flops() / 1e9
 
 
@@ -98,6 +100,7 @@ def test_the_paper_preset_costs_what_the_paper_says() -> None:
 def test_the_default_preset_is_small() -> None:
     assert parameters(default()) <= 4e6
     assert gflop(default()) <= 27 / 4
+    assert gflop(default(), mirrored="always") <= 27 / 2  # of a pair that is looked at twice
 
 
 def test_the_default_preset_is_that_of_the_shipped_weights() -> None:
@@ -262,10 +265,10 @@ def test_an_encoder_of_luminance_does_not_see_colour(small_cfg: BSAFusionCfg, ra
         assert torch.equal(grey.fused, coloured.fused)
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("mirrored", ["auto", "always", "never"])
 @pytest.mark.parametrize("shape", [(65, 81), (60, 77), (120, 40)])
 def test_swapping_the_images_gives_the_inverse(
-    shape: tuple[int, int], mirrored: bool, small_cfg: BSAFusionCfg, randomise: Randomise
+    shape: tuple[int, int], mirrored: Mirrored, small_cfg: BSAFusionCfg, randomise: Randomise
 ) -> None:
     model = randomise(BSAFusion(small_cfg))
     a, b = images(shape)
@@ -279,7 +282,11 @@ def test_swapping_the_images_gives_the_inverse(
 
 def test_a_local_step_can_be_a_velocity_field(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
     alignment = replace(small_cfg.alignment, steps=("affine", "1/4"), squarings=6)
-    affine, local = randomise(BSAFusion(replace(small_cfg, alignment=alignment))).predict(*images()).alignment.steps
+    affine, local = (
+        randomise(BSAFusion(replace(small_cfg, alignment=alignment)))
+        .predict(*images(), mirrored="never")
+        .alignment.steps
+    )
     torch.testing.assert_close(affine.field_moving, affine.velocity / 2)  # exact as it is
     for field, before, sign in zip((local.field_fixed, local.field_moving), local.before, (-1, 1), strict=True):
         step = integrate(sign * local.velocity / 2, 6)
@@ -301,13 +308,13 @@ def test_mirror_images_get_the_mirrored_field(encoder: str, small_cfg: BSAFusion
         cfg = replace(cfg, encoder=small_paper().encoder, alignment=alignment)
     model = randomise(BSAFusion(cfg))
     fixed, moving = images((65, 81))  # a size that needs no border: the mirror image of the border is another one
-    plain = model.predict(fixed, moving, mirrored=True).alignment
-    mirror = model.predict(fixed.flip(-1), moving.flip(-1), mirrored=True).alignment
+    plain = model.predict(fixed, moving, mirrored="always").alignment
+    mirror = model.predict(fixed.flip(-1), moving.flip(-1), mirrored="always").alignment
     torch.testing.assert_close(mirror.displacement, mirror_field(plain.displacement), atol=1e-3, rtol=0)
     assert plain.disagreement is not None
     assert mirror.disagreement is not None
     torch.testing.assert_close(mirror.disagreement, plain.disagreement.flip(-1), atol=1e-3, rtol=0)
-    alone = model.predict(fixed, moving).alignment
+    alone = model.predict(fixed, moving, mirrored="never").alignment
     assert not torch.allclose(alone.displacement, plain.displacement, atol=1e-2)
     assert alone.disagreement is None
 
@@ -315,7 +322,7 @@ def test_mirror_images_get_the_mirrored_field(encoder: str, small_cfg: BSAFusion
 def test_a_symmetric_pair_has_nothing_to_disagree_on(small_cfg: BSAFusionCfg, randomise: Randomise) -> None:
     model = randomise(BSAFusion(small_cfg))
     fixed, moving = ((image + image.flip(-1)) / 2 for image in images((65, 81)))
-    alone, both = (model.predict(fixed, moving, mirrored=mirrored).alignment for mirrored in (False, True))
+    alone, both = (model.predict(fixed, moving, mirrored=mirrored).alignment for mirrored in ("never", "always"))
     across = alone.displacement[:, 1] + alone.displacement[:, 1].flip(-1)
     assert both.disagreement is not None
     assert (both.displacement[:, 1] + both.displacement[:, 1].flip(-1)).abs().max() < 1e-3 < across.abs().max()
@@ -328,15 +335,47 @@ def test_of_both_looks_the_mean_is_taken_and_half_the_difference_told(
     alignment = replace(small_cfg.alignment, steps=("affine",), direction="forward", assessment=0)
     cfg = replace(small_cfg, alignment=alignment)  # only one side moves: the fixed grid is that of the step
     model, (fixed, moving) = randomise(BSAFusion(cfg)), images()
-    step = model.predict(fixed, moving).alignment.steps[0]
+    step = model.predict(fixed, moving, mirrored="never").alignment.steps[0]
     plain = step.velocity
-    mirror = mirror_field(model.predict(fixed.flip(-1), moving.flip(-1)).alignment.steps[0].velocity)
-    both = model.predict(fixed, moving, mirrored=True).alignment
-    torch.testing.assert_close(both.steps[0].velocity, (plain + mirror) / 2, rtol=0, atol=1e-5)
+    turned = model.predict(fixed.flip(-1), moving.flip(-1), mirrored="never").alignment
+    mirror = mirror_field(turned.steps[0].velocity)
+    both = model.predict(fixed, moving, mirrored="always").alignment
+    torch.testing.assert_close(both.steps[0].field_moving, (plain + mirror) / 2, rtol=0, atol=1e-5)
     torch.testing.assert_close(both.steps[0].match_logits, step.match_logits, rtol=0, atol=1e-4)
     apart = 16 * ((plain - mirror) / 2).norm(dim=1, keepdim=True)
     torch.testing.assert_close(both.disagreement[..., ::16, ::16], apart, rtol=0, atol=1e-3)
     assert apart.min() > 0.1
+
+
+def test_mirror_images_are_looked_at_where_a_large_error_is_expected(
+    small_cfg: BSAFusionCfg, randomise: Randomise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (fixed, moving) = randomise(BSAFusion(small_cfg)), images(count=4)
+    moving = moving ** torch.tensor([1, 4, 0.2, 10]).view(-1, 1, 1, 1)  # not one like the other
+    never, always = (model.predict(fixed, moving, mirrored=mirrored).alignment for mirrored in ("never", "always"))
+
+    def looked_at(found: Alignment) -> list[bool]:
+        if found.disagreement is None:
+            return [False] * len(found.displacement)
+        return [not bool(apart.isnan().any()) for apart in found.disagreement]
+
+    assert (looked_at(never), looked_at(always)) == ([False] * 4, [True] * 4)
+    counts = set()
+    for above in np.linspace(2, 3, 51):
+        monkeypatch.setattr("bsafusion.models.bsafusion.LOOK_AGAIN", float(above))
+        found = model.predict(fixed, moving).alignment
+        places = looked_at(found)
+        for place, looked in enumerate(places):
+            expected = (always if looked else never)._asdict()
+            for name in ("displacement", "inverse", "expected_error"):
+                torch.testing.assert_close(found._asdict()[name][place], expected[name][place], rtol=1e-4, atol=1e-3)
+        # That is so whichever of both is fixed, and whatever else is in the batch.
+        assert looked_at(model.predict(moving, fixed).alignment) == places
+        assert looked_at(model.predict(fixed[:1], moving[:1]).alignment) == places[:1]
+        counts.add(sum(places))
+    assert {0, 4} < counts
+    monkeypatch.setattr("bsafusion.models.bsafusion.LOOK_AGAIN", 0.0)
+    assert model.train().match(fixed, moving).alignment.disagreement is None
 
 
 def test_of_equal_images_both_looks_expect_the_mean_error_on_a_log_scale(
@@ -345,7 +384,7 @@ def test_of_equal_images_both_looks_expect_the_mean_error_on_a_log_scale(
     model, (image, _) = randomise(BSAFusion(small_cfg)), images()  # equal images stay: the maps are the step's own
     plain, mirror, both = (
         model.predict(picture, picture, mirrored=mirrored).alignment.expected_error
-        for picture, mirrored in ((image, False), (image.flip(-1), False), (image, True))
+        for picture, mirrored in ((image, "never"), (image.flip(-1), "never"), (image, "always"))
     )
     torch.testing.assert_close(both, (plain * mirror.flip(-1)).sqrt(), rtol=5e-2, atol=0)
     assert not torch.allclose(both, both.flip(-1), rtol=0.1)
@@ -408,7 +447,7 @@ def test_each_side_of_the_paper_preset_looks_from_its_own_image(randomise: Rando
 
 def test_what_the_paper_preset_cannot_do_is_refused_and_what_it_can_leave_is_left(randomise: Randomise) -> None:
     model, pair = randomise(BSAFusion(small_paper())), images()
-    for options, message in (({"mirrored": True}, "mirror images"), ({"refine": Refinement(1)}, "no descriptors")):
+    for options, message in (({"mirrored": "always"}, "mirror images"), ({"refine": Refinement(1)}, "no descriptors")):
         with pytest.raises(ValueError, match=message):
             model.predict(*pair, **options)
     with pytest.raises(ValueError, match="no assessment"):
@@ -817,7 +856,7 @@ def test_aligned_is_the_moving_image_under_the_field(small_cfg: BSAFusionCfg, ra
     torch.testing.assert_close(out.aligned, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"aligned_already": True}, {"mirrored": True}])
+@pytest.mark.parametrize("options", [{}, {"aligned_already": True}, {"mirrored": "always"}])
 def test_alignment_alone_is_that_of_the_whole_network(
     small_cfg: BSAFusionCfg, randomise: Randomise, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
 ) -> None:

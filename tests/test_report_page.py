@@ -217,7 +217,7 @@ def test_words_say_what_became_of_the_colours(result: FusionResult) -> None:
 
 
 def test_words_say_that_mirror_images_were_asked_and_how_far_the_answers_differ() -> None:
-    report = {"status": "ok", "alignment": {}, "mirrored": {"disagreement_mean": 0.75163}}
+    report = {"status": "ok", "alignment": {"disagreement": 0.75163}}
     ((name, sentence),) = words(report)
     assert name == "Mirror images"
     assert "the mean of the network's answers for the two images and for their mirror images" in sentence
@@ -246,7 +246,7 @@ def test_words_say_what_a_refinement_did(steps: int, after: float, expected: str
 def test_a_page_tells_of_refinement_and_mirror_images_only_where_they_were_used(result: FusionResult) -> None:
     asked = {"Mirror images", "Refinement"}
     assert not asked & dict(words(result.report)).keys()
-    more = fuse(result.fixed, result.moving, model=known_model((3.0, -2.0)), refine=2, mirrored=True)
+    more = fuse(result.fixed, result.moving, model=known_model((3.0, -2.0)), refine=2, mirrored="always")
     said = dict(words(more.report))
     assert asked <= said.keys()
     assert "refined by 2 gradient steps" in said["Refinement"]

@@ -160,9 +160,14 @@ def test_the_report_carries_the_chance_of_an_ok_result_too() -> None:
     assert sentences["Chance of being wrong"].startswith(
         "The chance that the result is off by more than 5 px is put at 26.9%; from 50.0% on"
     )
-    refined = {"status": "ok", "alignment": asdict(USUAL), "trust": told, "refinement": REFINED, "mirrored": None}
+    refined = {"status": "ok", "alignment": asdict(USUAL), "trust": told, "refinement": REFINED}
+    refined["options"] = {"refine": 2, "mirrored": "auto"}
     assert dict(words(refined))["Chance of being wrong"].endswith("It was fitted to results without refinement.")
     assert "fitted" not in sentences["Chance of being wrong"]
+    refined["options"] = {"refine": 2, "mirrored": "never"}
+    assert dict(words(refined))["Chance of being wrong"].endswith(
+        "fitted to results without refinement and whose mirror images were looked at in doubt alone."
+    )
 
 
 def test_the_report_says_why_nothing_was_estimated() -> None:

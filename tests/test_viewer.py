@@ -348,7 +348,7 @@ def test_one_job_at_a_time_and_cancel(client: Any, monkeypatch: pytest.MonkeyPat
         {"blend": "alpha", "colormap": "hot-iron"},
         {"fusion": "maximum", "aligned": True},
         {"align_only": True},
-        {"refine": 3, "mirrored": True},
+        {"refine": 3, "mirrored": "always"},
     ],
 )
 def test_options_are_those_of_the_package(client: Any, weights: str, tmp_path: Path, options: dict[str, Any]) -> None:
@@ -382,7 +382,7 @@ def test_options_are_those_of_the_package(client: Any, weights: str, tmp_path: P
         {"refine": -1},
         {"refine": MOST_STEPS + 1},
         {"refine": 9, "aligned": True},
-        {"mirrored": True, "aligned": True},
+        {"mirrored": "always", "aligned": True},
     ],
 )
 def test_options_that_make_no_sense_are_told_as_on_the_command_line(client: Any, options: dict[str, Any]) -> None:

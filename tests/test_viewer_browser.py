@@ -548,21 +548,22 @@ def test_refinement_and_mirror_images_are_used_and_shown(
     assert (steps.input_value(), steps.get_attribute("max")) == ("0", str(MOST_STEPS))
     page.get_by_label("Weight of the fixed image").focus()
     page.keyboard.press("Tab")
+    playwright.expect(page.get_by_label("Mirror images")).to_be_focused()
+    page.keyboard.press("Tab")
     playwright.expect(steps).to_be_focused()
     page.keyboard.press("ArrowUp")
     assert chosen.inner_text() == "1 step of refinement"
     page.keyboard.press("ArrowUp")  # digits would choose a view elsewhere; here they are the number
     assert page.evaluate("state.view") == "four"
-    page.keyboard.press("Tab")
-    page.keyboard.press(" ")
-    assert page.get_by_label("Align the mirror images as well").is_checked()
+    page.get_by_label("Mirror images").select_option("always")
+    assert page.locator("#about-mirrored").inner_text() == "aligned as well: nearly twice the time"
     assert chosen.inner_text() == "2 steps of refinement, mirror images too"
 
     drop(page, "#stage-box", *((path.name, path.read_bytes()) for path in (SAMPLE.fixed, SAMPLE.moving)))
     page.locator("body[data-complete]").wait_for()
     asked = page.locator("#words dt:text-is('Options') + dd").inner_text()
     assert asked.endswith("fixed image at 0.5, 2 steps of refinement, mirror images too.")
-    direct = fuse(SAMPLE.fixed, SAMPLE.moving, model=load_model(), refine=2, mirrored=True)
+    direct = fuse(SAMPLE.fixed, SAMPLE.moving, model=load_model(), refine=2, mirrored="always")
     said = dict(words(direct.report))
     for name in ("Mirror images", "Refinement"):
         assert page.locator(f"#words dt:text-is('{name}') + dd").inner_text() == said[name]
@@ -571,8 +572,8 @@ def test_refinement_and_mirror_images_are_used_and_shown(
     waiting.value.save_as(tmp_path / "all.zip")
     with zipfile.ZipFile(tmp_path / "all.zip") as archive:
         report, told = json.loads(archive.read("report.json")), archive.read("report.html").decode()
-    assert (report["options"]["refine"], report["options"]["mirrored"]) == (2, True)
-    for name in ("refinement", "mirrored"):
+    assert (report["options"]["refine"], report["options"]["mirrored"]) == (2, "always")
+    for name in ("refinement", "alignment"):
         assert report[name] == direct.report[name]
     assert all(escape(said[name]) in told for name in ("Mirror images", "Refinement"))
 

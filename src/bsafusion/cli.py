@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -58,8 +58,11 @@ Refine = Annotated[
 ]
 
 Mirrored = Annotated[
-    bool,
-    typer.Option("--mirrored", help="Align the mirror images as well: a little more exact, nearly twice the time."),
+    Literal["auto", "always", "never"],
+    typer.Option(
+        help="Align the mirror images as well: auto (where the network expects a large error), always (a little more "
+        "exact, nearly twice the time) or never."
+    ),
 ]
 
 
@@ -119,7 +122,7 @@ def fuse(
     aligned: Aligned = False,
     no_fuse: NoFuse = False,
     refine: Refine = 0,
-    mirrored: Mirrored = False,
+    mirrored: Mirrored = "auto",
     weights: Weights = "default",
     device: Device = "cpu",
     fixed_slice: Annotated[int | None, typer.Option(help="Slice of a 3-D fixed NIfTI.")] = None,
@@ -183,7 +186,7 @@ def batch(
     aligned: Aligned = False,
     no_fuse: NoFuse = False,
     refine: Refine = 0,
-    mirrored: Mirrored = False,
+    mirrored: Mirrored = "auto",
     weights: Weights = "default",
     device: Device = "cpu",
 ) -> None:

@@ -37,6 +37,8 @@ class Evidence:
         nonaffine_mean: mean size of what is left of the field after the affine map that fits it best.
         assessed_error: the mean error as judged from the aligned pair as a whole, at most 12 px of the working size
             (:mod:`bsafusion.models.assessment`); None where the weights were not trained to.
+        disagreement: mean of how far the answers for the images and for their mirror images are from their mean, which
+            is the field; None where the mirror images were not looked at.
         cut_share: share of the head beyond a straight line at which the aligned moving image ends, as where a field of
             view does; 0 where there is none.
     """
@@ -52,6 +54,7 @@ class Evidence:
     similarity_spread: float | None = None
     nonaffine_mean: float = 0.0
     assessed_error: float | None = None
+    disagreement: float | None = None
     cut_share: float = 0.0
 
 
@@ -99,6 +102,7 @@ def measure_evidence(
         similarity_spread=None if mean_after is None or low is None else mean_after - low,
         nonaffine_mean=_nonaffine_mean(displacement[0], mask),
         assessed_error=None if alignment.assessed_error is None else float(alignment.assessed_error),
+        disagreement=mean(inside(alignment.disagreement)),
         cut_share=_cut_share(luma_aligned, mask.numpy()),
     )
 

@@ -16,9 +16,7 @@ from bsafusion.colour import check_hue, colourise, overlay, recolour, split_colo
 from bsafusion.evidence import measure_evidence
 from bsafusion.image import TASKS, Image, ImageError, Modality, luma_of
 from bsafusion.io import read_colormap, read_image
-from bsafusion.metrics import head_mask
-from bsafusion.models.alignment import Alignment
-from bsafusion.models.bsafusion import BSAFusion, How
+from bsafusion.models.bsafusion import BSAFusion, How, Mirrored
 from bsafusion.models.representation import MODALITIES, Representation
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.preprocessing import (
@@ -33,8 +31,8 @@ from bsafusion.preprocessing import (
     total_field,
 )
 from bsafusion.refinement import Refinement
-from bsafusion.report import describe, describe_trust, verdict
-from bsafusion.request import AUTO, NETWORK, NO_COLORMAP, FuseOptions, RequestError, check_task
+from bsafusion.report import describe, describe_trust, unlike_fitted, verdict
+from bsafusion.request import ALWAYS, AUTO, NETWORK, NO_COLORMAP, FuseOptions, RequestError, check_task
 from bsafusion.result import FusionResult, fused_depth
 from bsafusion.trust import Calibration, read_calibration
 
@@ -109,7 +107,7 @@ def fuse(
     aligned: bool = False,
     align_only: bool = False,
     refine: int = 0,
-    mirrored: bool = False,
+    mirrored: Mirrored = "auto",
 ) -> FusionResult:
     """Align ``moving`` to ``fixed`` and fuse both.
 
@@ -182,7 +180,6 @@ def fuse(
         colour=colour,
         options={"task": chosen, "task_from": task_from, **options.record(), **_made_with(model)},
         refinement=_refinement(options.refine, found.alignment.refined),
-        disagreement=_disagreement(found.alignment, luma_fixed),
         versions=versions(),
     )
     error = found.alignment.expected_error
@@ -244,10 +241,10 @@ def _how(options: FuseOptions) -> How:
 
 
 def _trust_note(model: Model, options: FuseOptions) -> str:
-    unusual = [name for name, used in (("refinement", options.refine), ("mirror images", options.mirrored)) if used]
-    if not unusual or model.trust is None:
-        return model.trust_note
-    return f"{model.trust_note}; fitted to results without {' or '.join(unusual)}"
+    unusual = unlike_fitted(options.record())
+    return (
+        model.trust_note if not unusual or model.trust is None else f"{model.trust_note}; fitted to results {unusual}"
+    )
 
 
 def _made_with(model: Model) -> dict[str, Any]:
@@ -264,7 +261,7 @@ def _made_with(model: Model) -> dict[str, Any]:
 
 def check_options(model: Model, options: FuseOptions) -> None:
     """Raise :class:`RequestError` where the weights cannot do what is asked of the alignment."""
-    if model.network.cfg.alignment.kind == "attention" and (options.refine or options.mirrored):
+    if model.network.cfg.alignment.kind == "attention" and (options.refine or options.mirrored == ALWAYS):
         lacks, leave = (
             ("has no descriptors to refine by", "the refinement")
             if options.refine
@@ -282,13 +279,6 @@ def _refinement(steps: int, objective: tuple[torch.Tensor, torch.Tensor] | None)
         return None
     before, after = (round(float(value[0]), 5) for value in objective)
     return {"steps": steps, "objective_before": before, "objective_after": after}
-
-
-def _disagreement(alignment: Alignment, luma_fixed: Array) -> float | None:
-    """Mean inside the head of how far both answers are from their mean; None where the mirror images were not asked."""
-    if alignment.disagreement is None:
-        return None
-    return float(alignment.disagreement[0, 0].float().cpu().numpy()[head_mask(luma_fixed * 255)].mean())
 
 
 def _picture(

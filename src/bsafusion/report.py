@@ -161,6 +161,14 @@ def describe_input(image: Image) -> dict[str, Any]:
     }
 
 
+def unlike_fitted(options: Mapping[str, Any]) -> str:
+    """What tells the results that calibrations are fitted to from one with these options of a report; or nothing."""
+    facts = ["without refinement"] if options.get("refine") else []
+    if options.get("mirrored") not in ("auto", None):
+        facts.append("whose mirror images were looked at in doubt alone")
+    return " and ".join(facts)
+
+
 def describe(
     *,
     fixed: Image,
@@ -174,15 +182,12 @@ def describe(
     colour: Mapping[str, Any] | None,
     options: Mapping[str, Any],
     refinement: Mapping[str, float] | None,
-    disagreement: float | None,
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of ``report.json``; the same for the same inputs, weights and machine.
 
     ``trust``: from :func:`describe_trust`. ``mode``: a key of :data:`MODES`. ``colour``: what was measured of the fused
     colours; None without a fused picture. ``refinement``: its steps and its objective before and after, or None.
-    ``disagreement``: pixels, how far the answers for the images and for their mirror images are from their mean; or
-    None.
     """
     return {
         "status": status,
@@ -192,7 +197,6 @@ def describe(
         "grid": {"method": match.method, "note": match.note},
         "alignment": {k: None if v is None else _rounded(k, v) for k, v in asdict(evidence).items()},
         "refinement": None if refinement is None else dict(refinement),
-        "mirrored": None if disagreement is None else {"disagreement_mean": round(disagreement, 5)},
         "trust": dict(trust),
         "colour": None if colour is None else dict(colour),
         "options": dict(options),

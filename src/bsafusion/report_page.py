@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bsafusion import page
 from bsafusion.about import NOT_CLINICAL
-from bsafusion.report import ALIGN_AND_FUSE, FUSE_ONLY, MODES, Panel, told_share
+from bsafusion.report import ALIGN_AND_FUSE, FUSE_ONLY, MODES, Panel, told_share, unlike_fitted
 from bsafusion.trust import judged_error
 
 LONGEST_SIDE = 1024
@@ -83,7 +83,7 @@ def words(report: Mapping[str, Any]) -> list[Sentence]:
         if (cut := known.get("cut_share")) is not None and cut >= 0.1:
             text += f" The moving image ends at a straight line beyond which {cut:.0%} of the head lies."
         sentences.append(("Coverage", text))
-    sentences += _mirrored_words(report.get("mirrored")) + _refinement_words(report.get("refinement"))
+    sentences += _mirrored_words(known.get("disagreement")) + _refinement_words(report.get("refinement"))
     return sentences + _colour_words(report.get("colour"))
 
 
@@ -96,15 +96,13 @@ def _trust_words(report: Mapping[str, Any]) -> list[Sentence]:
         f"The chance that the result is off by more than {trust['off_from_px']:.3g} px is put at "
         f"{trust['probability_off']:.1%}; from {trust['suspect_from']:.1%} on it counts as suspect."
     )
-    named = (("refinement", "refinement"), ("mirrored", "mirror images"))
-    if unusual := [name for key, name in named if report.get(key)]:
-        text += f" It was fitted to results without {' or '.join(unusual)}."
+    if unusual := unlike_fitted(report.get("options", {})):
+        text += f" It was fitted to results {unusual}."
     return [("Chance of being wrong", text)]
 
 
-def _mirrored_words(mirrored: Any) -> list[Sentence]:
+def _mirrored_words(distance: float | None) -> list[Sentence]:
     """That the mirror images were aligned as well, in a sentence; nothing where they were not."""
-    distance = mirrored.get("disagreement_mean") if isinstance(mirrored, Mapping) else None
     if distance is None:
         return []
     text = (

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from bsafusion.image import TASKS
 from bsafusion.io import COLORMAPS
+from bsafusion.models.bsafusion import Mirrored
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.refinement import MOST_STEPS
 from bsafusion.report import ALIGN_AND_FUSE, ALIGN_ONLY, FUSE_ONLY
 
 AUTO = "auto"
-NETWORK, NO_COLORMAP = "network", "none"
+NETWORK, NO_COLORMAP, ALWAYS = "network", "none", "always"
 CHOICES: dict[str, tuple[str, ...]] = {
     "fusion": (NETWORK, *FUSIONS),
     "blend": ("luminance", "alpha", "none"),
     "colormap": (NO_COLORMAP, *COLORMAPS),
+    "mirrored": get_args(Mirrored),
 }
 """The options of :class:`FuseOptions` that are names, and the names that they take, the default first."""
 
@@ -46,7 +48,8 @@ class FuseOptions:
         aligned: the images are aligned already: fuse them as given.
         align_only: make no fused picture.
         refine: steps of :class:`bsafusion.refinement.Refinement` after the network has aligned, 0 to 200.
-        mirrored: align the mirror images as well and take the mean of both answers, in nearly twice the time.
+        mirrored: whether to align the mirror images as well and take the mean of both answers: ``auto``, where the
+            network expects a large error; ``always``, in nearly twice the time; or ``never``.
 
     Raises:
         RequestError: an unknown name, a weight outside [0, 1], something else than a number or True and False where one
@@ -60,7 +63,7 @@ class FuseOptions:
     aligned: bool = False
     align_only: bool = False
     refine: int = 0
-    mirrored: bool = False
+    mirrored: Mirrored = "auto"
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -71,7 +74,7 @@ class FuseOptions:
             value = getattr(self, name)
             if value not in known:
                 raise RequestError(f"unknown {name} {value!r}; expected one of {', '.join(known)}")
-        for name in ("aligned", "align_only", "mirrored"):
+        for name in ("aligned", "align_only"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise RequestError(f"{name} is {value!r}; expected True or False")
@@ -87,7 +90,7 @@ class FuseOptions:
             )
         object.__setattr__(self, "weight_fixed", float(self.weight_fixed))
         object.__setattr__(self, "refine", int(self.refine))
-        for asked, what in ((self.refine, "refine"), (self.mirrored, "mirror")):
+        for asked, what in ((self.refine, "refine"), (self.mirrored == ALWAYS, "mirror")):
             if asked and self.aligned:
                 raise RequestError(
                     f"images that are aligned already are not moved, so there is nothing to {what}; "
@@ -126,6 +129,8 @@ class FuseOptions:
             unused = dict.fromkeys(("fusion", "blend", "colormap", "weight_fixed"))
         elif self.blend == "alpha":
             unused = {"fusion": None}
+        if self.aligned:
+            unused["mirrored"] = None
         return {**asdict(self), **unused}
 
     def caption(self) -> str:

@@ -359,7 +359,9 @@ def validate(
                     b = datasets.validation_batch(
                         data, indices[start : start + batch], MISALIGNMENTS[suite], draw=draw, device=device
                     )
-                    fields = model.predict(b.fixed, b.moving).alignment.displacement.float().cpu().numpy()
+                    fields = (
+                        model.predict(b.fixed, b.moving, mirrored="never").alignment.displacement.float().cpu().numpy()
+                    )
                     known, mask = b.known.cpu().numpy(), b.mask.cpu().numpy() > 0.5
                     for i in range(len(fields)):
                         errors.append(summarise(endpoint_error(known[i], fields[i]), mask[i, 0]).mean)
@@ -385,7 +387,7 @@ def fusion_score(objective: Objective, data: PairSet, *, device: torch.device) -
     for start in range(0, len(data), 4):
         indices = list(range(start, min(start + 4, len(data))))
         b = datasets.validation_batch(data, indices, MISALIGNMENTS["paper"], draw=0, device=device)
-        out = model.predict(b.fixed, b.moving)
+        out = model.predict(b.fixed, b.moving, mirrored="never")
         shown = b.truth[:, :1] if objective.cfg.fusion_reference == "truth" else out.aligned
         values.append(losses.total_loss(objective.fusion_terms(out.fused, b.fixed, shown), objective.cfg.weights))
     model.train(was_training)
@@ -416,7 +418,7 @@ def picture_grid(model: BSAFusion, data: PairSet, *, device: torch.device, rows:
         indices = indices[:: max(len(indices) // rows, 1)][:rows]
         if indices:
             b = datasets.validation_batch(data, indices, MISALIGNMENTS["rigid"], draw=0, device=device)
-            out = model.predict(b.fixed, b.moving)
+            out = model.predict(b.fixed, b.moving, mirrored="never")
             panels = torch.cat([b.fixed, b.moving[:, :1], out.aligned, out.fused], dim=3).float().cpu()
             lines.append(panels.flatten(0, 2))
     model.train(was_training)

@@ -26,11 +26,14 @@ OFF = 5.0 / 256
 NOT_FOR_ALIGNMENT = ("fusion.", "encoder.shallow.", "representation.judge.")
 """Names of the parameters that no field depends on."""
 
-LENGTHS = ("expected_error", "assessed_error", "nonaffine_mean")
+LENGTHS = ("expected_error", "assessed_error", "nonaffine_mean", "disagreement")
 """Pixels in the evidence; compared as if the longer side had 256."""
 
-LOGARITHMS = ("assessed_error",)
+LOGARITHMS = ("assessed_error", "disagreement")
 """What is compared on a log scale: a doubling counts the same at any size."""
+
+WHERE_IN_DOUBT = ("disagreement",)
+"""What is known only where the network looked at the mirror images; elsewhere it counts as usual."""
 
 SAID = {
     "similarity_after": ("descriptor similarity", ".3f"),
@@ -39,6 +42,7 @@ SAID = {
     "expected_error": ("expected error", ".1f px"),
     "assessed_error": ("error as judged from the aligned pair", ".1f px"),
     "nonaffine_mean": ("deformation beyond an affine map", ".1f px"),
+    "disagreement": ("disagreement with the answer for the mirror images", ".1f px"),
 }
 """How a number of the evidence is called in a reason, and how it is printed."""
 
@@ -103,7 +107,10 @@ class Calibration:
         for name, weight in self.weight.items():
             value = evidence[name]
             if value is None:
-                return None
+                if name not in WHERE_IN_DOUBT:
+                    return None
+                parts[name] = 0.0
+                continue
             parts[name] = weight * (compared(name, value, longer_side) - self.usual[name]) / self.spread[name]
         return parts
 

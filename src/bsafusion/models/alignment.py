@@ -33,6 +33,9 @@ from bsafusion.models.representation import Representation
 Direction = Literal["both", "forward", "reverse"]
 SIMILARITY_STRIDE = 4  # of the descriptors whose likeness is reported
 ASSESSMENT_STRIDES = (4, 8, 16)  # of the descriptors by which the whole result is judged
+LOOK_AGAIN = 3.0
+"""Pixels of the working grid: where the error that the network expects is larger on average, over the whole of the
+middle grid, it looks at the mirror images as well. Chosen on ``val``: ``experiments/inference.py``."""
 STEP_STRIDES = {"affine": STRIDE, "1/16": 16, "1/8": 8, "1/4": 4, "1/2": 2, "1/1": 1}
 
 
@@ -64,6 +67,19 @@ class Refined(NamedTuple):
     objective: tuple[Tensor, Tensor]
 
 
+class Mirror(NamedTuple):
+    """A look at the mirror images (left and right exchanged) of some pairs of a batch.
+
+    Attributes:
+        above: pixels of the working grid; of pairs whose expected error, averaged over the middle grid, exceeds it.
+            That is the same for the swapped images and for the mirror images. Minus infinity: of all.
+        represent: from the places of pairs in the batch to what stages 1 and 2 say of their mirror images.
+    """
+
+    above: float
+    represent: Callable[[Tensor], tuple[Features, Features, Representation]]
+
+
 Refine = Callable[[Step, tuple[Tensor, Tensor], Tensor, tuple[float, float]], Refined]
 """From the last step, the descriptors of both images on its grid (``B C h w``), the scale of their logits and the
 shares of the two sides; see ``refinement``."""
@@ -75,7 +91,8 @@ class Alignment(NamedTuple):
     ``expected_error``: ``B 1 H W``, pixels, the network's own estimate of how far the field is off.
     ``similarity``: ``B 1 H W`` twice, the cosine of the images' descriptors at each pixel before and after
     alignment (in evaluation mode only). ``disagreement``: ``B 1 H W``, pixels, how far the answers for the images
-    and for their mirror images are from their mean, where both were asked (``mirrored``). ``assessed_error``: ``B``,
+    and for their mirror images are from their mean; NaN in pairs whose mirror images were not looked at, None where
+    that is all of them (see :class:`Mirror`). ``assessed_error``: ``B``,
     pixels, the mean error inside the head as judged from the aligned pair, where weights were trained to (see
     ``assessment``). The attention preset has none of them. ``refined``: the objective of a refinement before and
     after, ``B``, where there was one. ``steps`` stay on their own grids.
@@ -402,12 +419,41 @@ class MatchingStep(nn.Module):
         return Found(velocity, log_error, self._logits(correlation), body)
 
 
-def _first_half(step: Step) -> Step:
-    """The plain images' part of a step that looked at their mirror images too."""
-    fixed, moving, velocity = (t.chunk(2)[0] for t in (step.field_fixed, step.field_moving, step.velocity))
-    logits = None if step.match_logits is None else step.match_logits.chunk(2)[0]
-    before = step.before[0].chunk(2)[0], step.before[1].chunk(2)[0]
-    return Step(step.name, fixed, moving, velocity, logits, before)
+class Search(NamedTuple):
+    """What the steps found for a batch: ``log_error`` of the last one and ``disagreement`` (see :class:`Alignment`),
+    ``B 1 h w`` in voxels of its grid; None where no local step was taken, or no mirror image was looked at."""
+
+    steps: tuple[Step, ...]
+    log_error: Tensor | None
+    disagreement: Tensor | None = None
+
+    def doubtful(self, above: float) -> Tensor:
+        """The places in the batch of the pairs that :class:`Mirror` is for."""
+        last = self.steps[-1]
+        if self.log_error is None:
+            expected = last.velocity.new_zeros(len(last.velocity))
+        else:
+            expected = self.log_error.exp().mean((1, 2, 3)) * STEP_STRIDES[last.name]
+        return (expected > above).nonzero().flatten()
+
+    def averaged(self, places: Tensor, mirrored: Search) -> Search:
+        """For the pairs at these ``places`` the mean with the answer for their mirror images: of the last fields and
+        of the expected error."""
+        last, other = self.steps[-1], mirrored.steps[-1]
+        own = (last.field_fixed[places], last.field_moving[places])
+        seen = (mirror_field(other.field_fixed), mirror_field(other.field_moving))
+        to_fixed, to_moving = ((a + b) / 2 for a, b in zip(own, seen, strict=True))
+        apart = ((own[1] - own[0]) - (seen[1] - seen[0])).norm(dim=1, keepdim=True) / 2
+        unseen = last.velocity.new_full((len(last.velocity), 1, *apart.shape[2:]), math.nan)
+        log_error = self.log_error
+        if log_error is not None and mirrored.log_error is not None:
+            mean = (log_error[places] + mirrored.log_error.flip(-1)) / 2
+            log_error = log_error.index_copy(0, places, mean)
+        step = last._replace(
+            field_fixed=last.field_fixed.index_copy(0, places, to_fixed),
+            field_moving=last.field_moving.index_copy(0, places, to_moving),
+        )
+        return Search((*self.steps[:-1], step), log_error, unseen.index_copy(0, places, apart))
 
 
 def _reported(strides: Iterable[int]) -> int:
@@ -452,18 +498,33 @@ class MatchingAlignment(nn.Module):
         representation: Representation,
         shape: tuple[int, int],
         *,
-        mirrored: bool = False,
+        mirror: Mirror | None = None,
         refine: Refine | None = None,
     ) -> Alignment:
-        """Align a batch. With ``mirrored`` its second half holds the mirror images of the first: every step takes the
-        mean of its answers for both, and the result is that of the first half. ``refine`` has the last word."""
+        """Align a batch. What ``mirror`` asks for is averaged with the answer for the mirror images; ``refine`` has the
+        last word."""
         descriptors = self._describe(fixed, moving, representation)
+        found = self._search(descriptors)
+        if mirror is not None and len(places := found.doubtful(mirror.above)):
+            found = found.averaged(places, self._search(self._describe(*mirror.represent(places))))
+        refined: Refined | None = None
+        if refine is not None:
+            last = found.steps[-1]
+            scale = self.steps[last.name.replace("/", "_")].get_parameter("log_scale").exp()
+            of_fixed, of_moving = descriptors[STEP_STRIDES[last.name]].chunk(2)
+            refined = refine(last, (of_fixed, of_moving), scale, _share(self.cfg.direction))
+            last = last._replace(field_fixed=refined.field_fixed, field_moving=refined.field_moving)
+            found = found._replace(steps=(*found.steps[:-1], last))
+        alignment = self._conclude(found, descriptors, shape)
+        return alignment if refined is None else alignment._replace(refined=refined.objective)
+
+    def _search(self, descriptors: dict[int, Tensor]) -> Search:
+        """Take the steps, from coarse to fine."""
         coarsest = descriptors[STRIDE]
         fields = coarsest.new_zeros(len(coarsest), 2, *coarsest.shape[-2:], dtype=torch.float32)
         share_fixed, share_moving = _share(self.cfg.direction)
         log_error: Tensor | None = None
         body: Tensor | None = None
-        apart: Tensor | None = None  # half the difference of the two answers so far, voxels of the step's grid
         steps: list[Step] = []
         for name in self.cfg.steps:
             stride, step = STEP_STRIDES[name], self.steps[name.replace("/", "_")]
@@ -475,40 +536,23 @@ class MatchingAlignment(nn.Module):
                 velocity, logits = step(*both.chunk(2))
             else:
                 velocity, log_error, logits, body = step(warp(both, fields), before_moving - before_fixed, body)
-            if mirrored:
-                plain, mirror = velocity.chunk(2)
-                mirror = mirror_field(mirror)
-                velocity = torch.cat([(plain + mirror) / 2, mirror_field(plain + mirror) / 2])
-                half = (plain - mirror) / 2
-                apart = half if apart is None else resize_field(apart, shape=half.shape[2:]) + half
             squarings = 0 if name == "affine" else self.cfg.squarings
             fields = compose(fields, integrate(torch.cat([share_fixed * velocity, share_moving * velocity]), squarings))
             field_fixed, field_moving = fields.chunk(2)
             steps.append(Step(name, field_fixed, field_moving, velocity, logits, (before_fixed, before_moving)))
-        if mirrored:
-            steps = [_first_half(step) for step in steps]
-            descriptors = {s: torch.cat([of.chunk(2)[0] for of in d.chunk(2)]) for s, d in descriptors.items()}
-        refined: Refined | None = None
-        if refine is not None:
-            last = steps[-1]
-            scale = self.steps[last.name.replace("/", "_")].get_parameter("log_scale").exp()
-            of_fixed, of_moving = descriptors[STEP_STRIDES[last.name]].chunk(2)
-            refined = refine(last, (of_fixed, of_moving), scale, (share_fixed, share_moving))
-            steps[-1] = last._replace(field_fixed=refined.field_fixed, field_moving=refined.field_moving)
-        alignment, fixed_to_middle = between_images(tuple(steps), shape, exactly=not self.training)
-        if refined is not None:
-            alignment = alignment._replace(refined=refined.objective)
+        return Search(tuple(steps), log_error)
+
+    def _conclude(self, found: Search, descriptors: dict[int, Tensor], shape: tuple[int, int]) -> Alignment:
+        """The fields between the two images, and what is said of them."""
+        alignment, fixed_to_middle = between_images(found.steps, shape, exactly=not self.training)
 
         def pixels(middle: Tensor) -> Tensor:
             return resize(warp(middle, fixed_to_middle) * STEP_STRIDES[self.cfg.steps[-1]], shape)
 
-        if log_error is not None:
-            if mirrored:
-                plain, mirror = log_error.chunk(2)
-                log_error = (plain + mirror.flip(-1)) / 2
-            alignment = alignment._replace(expected_error=pixels(log_error.exp()))
-        if apart is not None:
-            alignment = alignment._replace(disagreement=pixels(apart.norm(dim=1, keepdim=True)))
+        if found.log_error is not None:
+            alignment = alignment._replace(expected_error=pixels(found.log_error.exp()))
+        if found.disagreement is not None:
+            alignment = alignment._replace(disagreement=pixels(found.disagreement))
         if self.training and not self.assessing:
             return alignment
         # The descriptors once more, after alignment: what is said of them trains nothing that they came from.
@@ -638,10 +682,10 @@ class AttentionAlignment(nn.Module):
         representation: Representation,
         shape: tuple[int, int],
         *,
-        mirrored: bool = False,
+        mirror: Mirror | None = None,
         refine: Refine | None = None,
     ) -> Alignment:
-        if mirrored:
+        if mirror is not None:
             raise ValueError("the attention preset does not look at mirror images; leave mirrored out")
         if refine is not None:
             raise ValueError("the attention preset has no descriptors to refine by; leave the refinement out")

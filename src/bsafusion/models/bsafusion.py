@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bsafusion.deformation import resize_field, warp
-from bsafusion.models.alignment import STEP_STRIDES, Alignment, AlignmentCfg, Refine, build_alignment
+from bsafusion.models.alignment import (
+    LOOK_AGAIN,
+    STEP_STRIDES,
+    Alignment,
+    AlignmentCfg,
+    Mirror,
+    Refine,
+    build_alignment,
+)
 from bsafusion.models.encoder import STRIDE, EncoderCfg, Features, build_encoder
 from bsafusion.models.fusion import Fusion, FusionCfg
 from bsafusion.models.layers import resize
@@ -107,17 +116,6 @@ class Represented(NamedTuple):
     representation: Representation
 
 
-def _beside(plain: Represented, mirrored: Represented) -> Represented:
-    """What alignment looks at of both in one batch; the rest is that of the plain images."""
-    fixed, moving = (
-        a._replace(pyramid={stride: torch.cat([a.pyramid[stride], b.pyramid[stride]]) for stride in a.pyramid})
-        for a, b in zip(plain[:2], mirrored[:2], strict=True)
-    )
-    pairs = zip(plain.representation.matched, mirrored.representation.matched, strict=True)
-    matched_fixed, matched_moving = (torch.cat(pair) for pair in pairs)
-    return Represented(fixed, moving, plain.representation._replace(matched=(matched_fixed, matched_moving)))
-
-
 class Matched(NamedTuple):
     """What stages 1 to 3 hand to fusion.
 
@@ -130,17 +128,22 @@ class Matched(NamedTuple):
     alignment: Alignment
 
 
+Mirrored = Literal["auto", "always", "never"]
+
+
 class How(TypedDict, total=False):
     """How a pair is aligned, where not by default.
 
     Attributes:
         aligned_already: not at all: fuse as given, under a zero field; both similarities are then those before.
-        mirrored: the mirror images as well, and the mean of both answers: a little more exact, nearly twice the time.
+        mirrored: whether the mirror images are looked at too, for the mean of both answers: ``auto``, where the network
+            expects a large error (:data:`bsafusion.models.alignment.LOOK_AGAIN`), but not in training; ``always``, a
+            little more exact, in nearly twice the time; or ``never``. The paper preset cannot.
         refine: see :class:`bsafusion.refinement.Refinement`; nothing where ``aligned_already``.
     """
 
     aligned_already: bool
-    mirrored: bool
+    mirrored: Mirrored
     refine: Refine | None
 
 
@@ -253,7 +256,7 @@ class BSAFusion(nn.Module):
         moving: Tensor,
         *,
         aligned_already: bool = False,
-        mirrored: bool = False,
+        mirrored: Mirrored = "auto",
         refine: Refine | None = None,
     ) -> Matched:
         """Stages 1 to 3 for two images as in :meth:`forward`; for the options see :class:`How`."""
@@ -266,11 +269,19 @@ class BSAFusion(nn.Module):
         grid = (STRIDE * (height - 1) + 1, STRIDE * (width - 1) + 1)
         if aligned_already:
             return Matched(*plain, self.alignment.leave(*plain, grid))
-        looked_at = plain
-        if mirrored:
-            pyramid = self.encoder.pyramid(self.to_working(images).flip(-1))
-            looked_at = _beside(plain, self._represent(Features(images, pyramid)))
-        return Matched(*plain, self.alignment(*looked_at, grid, mirrored=mirrored, refine=refine))
+        return Matched(*plain, self.alignment(*plain, grid, mirror=self._mirror(images, mirrored), refine=refine))
+
+    def _mirror(self, images: Tensor, mirrored: Mirrored) -> Mirror | None:
+        """How stage 3 sees the mirror images of a batch, the fixed ``images`` first; None where it shall not."""
+        able = self.cfg.alignment.kind == "matching"
+        if mirrored == "never" or (mirrored == "auto" and (self.training or not able)):
+            return None
+
+        def represent(places: Tensor) -> Represented:
+            chosen = torch.cat([half[places] for half in images.chunk(2)])
+            return self._represent(Features(chosen, self.encoder.pyramid(self.to_working(chosen).flip(-1))))
+
+        return Mirror(-math.inf if mirrored == "always" else LOOK_AGAIN, represent)
 
     def _represent(self, both: Features) -> Represented:
         """Stage 2, for features whose first half is of the fixed images."""

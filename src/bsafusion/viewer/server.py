@@ -136,7 +136,7 @@ class OptionsRequest(BaseModel):
     aligned: bool = FuseOptions.aligned
     align_only: bool = FuseOptions.align_only
     refine: int = FuseOptions.refine
-    mirrored: bool = FuseOptions.mirrored
+    mirrored: str = FuseOptions.mirrored
 
 
 class JobRequest(BaseModel):

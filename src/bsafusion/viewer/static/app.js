@@ -222,13 +222,19 @@ const OPTIONS = {
   aligned: [false, ...byTick("aligned"), () => "aligned already"],
   align_only: [false, ...byTick("align-only"), () => "align only"],
   refine: [0, ...byValue("refine", Number), (v) => (v ? `${v} step${v === 1 ? "" : "s"} of refinement` : "")],
-  mirrored: [false, ...byTick("mirrored"), () => "mirror images too"],
+  mirrored: ["auto", ...byValue("mirrored"), (v) => ({ always: "mirror images too", never: "no mirror images" })[v]],
 };
 
 const BLENDS = {
   luminance: "fused, in the moving image's hue",
   alpha: "moving laid over fixed",
   none: "fused, in grey",
+};
+
+const MIRRORED = {
+  auto: "aligned as well where a large error is expected",
+  always: "aligned as well: nearly twice the time",
+  never: "not looked at",
 };
 
 const chosenOptions = () => Object.fromEntries(Object.entries(OPTIONS).map(([name, [, read]]) => [name, read()]));
@@ -242,6 +248,7 @@ function showOptions() {
   const weight = Number($("weight").value);
   const meaning = { 0: "the moving image alone", 0.5: "as trained", 1: "the fixed image alone" }[weight];
   $("about-blend").textContent = BLENDS[$("blend").value];
+  $("about-mirrored").textContent = MIRRORED[$("mirrored").value];
   $("about-weight").textContent = weight.toFixed(2) + (meaning ? `: ${meaning}` : "");
   $("chosen").textContent = optionWords(chosenOptions(), false);
 }
