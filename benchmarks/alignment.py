@@ -6,6 +6,7 @@
 With a pairs CSV: every pair's moving image is deformed by fields drawn with fixed seeds (families in
 ``bsafusion.datasets.MISALIGNMENTS``), and the recovered field is compared with it inside the head (``error``)
 and where, inside it, the moving image shows anything at all (``seen``); reference: the moving image as it was before.
+``twice``: the share of results for which the network looked at the mirror images as well.
 ``self`` deforms each MRI and aligns it with itself; ``identical``: the field between an MRI and itself as it is, where
 there is nothing to align. With ``--samples``: the pairs that ship with the package, each against its own known
 transform. Lengths in pixels.
@@ -49,7 +50,7 @@ def measure_suite(
 ) -> dict[str, float]:
     """Means over pairs and draws for one family of deformations."""
     rows: dict[str, list[float]] = {
-        k: [] for k in ("before", "error", "seen", "p95", "consistency", "inverse", "folds")
+        k: [] for k in ("before", "error", "seen", "p95", "consistency", "inverse", "folds", "twice")
     }
     for index in indices:
         residuals, mask = [], data.mask[index, 0].numpy() > 0
@@ -67,6 +68,7 @@ def measure_suite(
             rows["p95"].append(error.p95)
             rows["inverse"].append(inverse_consistency(field, out.alignment.inverse[0].numpy(), mask).mean)
             rows["folds"].append(folds(field).share)
+            rows["twice"].append(out.alignment.disagreement is not None)
             residuals.append(endpoint_residual(known, field))
         if draws > 1:
             rows["consistency"].append(draw_consistency(residuals, mask))

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bsafusion import weights
@@ -36,6 +37,7 @@ from bsafusion.models.layers import (
     RestormerBlock,
     TransformerBlock,
     TransposedAttention,
+    attend,
     gelu,
     join,
     wave_positions,
@@ -87,7 +89,8 @@ def gflop(cfg: BSAFusionCfg, *, mirrored: Mirrored = "never") -> float:
     """Operations, multiply and add counted, for a 256 x 256 pair."""
     model = BSAFusion(cfg).eval()
     image = torch.rand(1, 1, 256, 256)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # The fused kernel of attention is not counted.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(image, image, mirrored=mirrored)
     return counter.get_total_flops() / 1e9
 
@@ -968,3 +971,15 @@ def test_maps_are_joined_alike_in_training_and_in_inference() -> None:
     assert torch.equal(plain, torch.cat(maps, dim=1))
     assert joined.is_contiguous(memory_format=torch.channels_last)
     assert mixed.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("trained", [False, True])
+def test_attention_is_a_mean_of_the_values_by_softmax(dtype: torch.dtype, trained: bool) -> None:
+    random = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(2, 3, n, 8, generator=random, dtype=dtype) for n in (5, 7, 7))
+    weights = torch.einsum("bhnc,bhmc->bhnm", q.double(), k.double()).div(math.sqrt(8)).softmax(-1)
+    found = attend(q.requires_grad_(trained), k, v)
+    assert found.dtype == dtype
+    atol = 1e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(found.double(), weights @ v.double(), rtol=0, atol=atol)

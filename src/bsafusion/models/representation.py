@@ -121,8 +121,10 @@ class ModalityRepresentation(nn.Module):
             injected_moving = tokens_moving + mfrh_fixed[:, None]
         else:
             injected_fixed, injected_moving = tokens_fixed, tokens_moving
-        matched_fixed = self.transfer[0](injected_fixed)
-        matched_moving = self.transfer[-1](injected_moving)
+        if self.cfg.transfer_per_modality:
+            matched_fixed, matched_moving = self.transfer[0](injected_fixed), self.transfer[1](injected_moving)
+        else:
+            matched_fixed, matched_moving = self.transfer[0](torch.cat([injected_fixed, injected_moving])).chunk(2)
         judge_logits = None
         if self.training and self.judging:
             _, _, judged = self.judge(torch.cat([matched_fixed, matched_moving]))
