@@ -484,7 +484,7 @@ to about 1 to 3 px only, which is a floor of this figure; *consistency* is the m
 mean, which that misalignment does not enter.
 
 `val` is no untouched test set: in which proportion the weights of several runs were mixed, the settings of fusion and the
-threshold of the verdict were chosen on draws of these pairs, and `mr-bspline` below helped to choose four mixtures. Train
+threshold of the verdict were chosen on draws of these pairs, and `mr-bspline` below helped to choose five mixtures. Train
 and `val` are other slices of the same patients, as in the paper; how those trained on fare stands in
 [experiments/limits.py](experiments/limits.py).
 

@@ -882,7 +882,7 @@ def test_channel_norm_is_layer_norm_at_each_position() -> None:
     torch.testing.assert_close(normed.var(1, unbiased=False), torch.ones(2, 3, 4), rtol=0, atol=1e-3)
 
 
-def test_attention_written_out_is_torchs() -> None:
+def test_a_transformer_block_is_attention_and_an_mlp_with_residuals() -> None:
     block = TransformerBlock(16, 4, 32)
     tokens = torch.randn(2, 9, 16)
     q, k, v = (t.view(2, 9, 4, 4).transpose(1, 2) for t in block.to_qkv(block.norm_attention(tokens)).chunk(3, 2))
