@@ -556,7 +556,7 @@ def test_refinement_and_mirror_images_are_used_and_shown(
     page.keyboard.press("ArrowUp")  # digits would choose a view elsewhere; here they are the number
     assert page.evaluate("state.view") == "four"
     page.get_by_label("Mirror images").select_option("always")
-    assert page.locator("#about-mirrored").inner_text() == "aligned as well: nearly twice the time"
+    assert page.locator("#about-mirrored").inner_text() == "aligned as well: slower"
     assert chosen.inner_text() == "2 steps of refinement, mirror images too"
 
     drop(page, "#stage-box", *((path.name, path.read_bytes()) for path in (SAMPLE.fixed, SAMPLE.moving)))

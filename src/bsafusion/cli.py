@@ -61,7 +61,7 @@ Mirrored = Annotated[
     Literal["auto", "always", "never"],
     typer.Option(
         help="Align the mirror images as well: auto (where the network expects a large error), always (a little more "
-        "exact, nearly twice the time) or never."
+        "exact, slower) or never."
     ),
 ]
 

@@ -49,7 +49,7 @@ class FuseOptions:
         align_only: make no fused picture.
         refine: steps of :class:`bsafusion.refinement.Refinement` after the network has aligned, 0 to 200.
         mirrored: whether to align the mirror images as well and take the mean of both answers: ``auto``, where the
-            network expects a large error; ``always``, in nearly twice the time; or ``never``.
+            network expects a large error; ``always``, a little more exact and slower; or ``never``.
 
     Raises:
         RequestError: an unknown name, a weight outside [0, 1], something else than a number or True and False where one

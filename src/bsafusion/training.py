@@ -230,7 +230,7 @@ class Objective:
         """The term of the assessment."""
         batch = doubtful.batch
         with self.autocast(batch.fixed.device):
-            alignment = self.model.match(batch.fixed, batch.moving).alignment
+            alignment = self.model.match(batch.fixed, batch.moving, mirrored="never").alignment
         return losses.assessment_loss(alignment, batch.known, batch.mask, doubtful.hopeless)
 
     def backward(self, drawn: Batch | Doubtful, *, truly_aligned: bool) -> dict[str, Tensor]:

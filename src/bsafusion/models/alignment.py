@@ -92,10 +92,10 @@ class Alignment(NamedTuple):
     ``similarity``: ``B 1 H W`` twice, the cosine of the images' descriptors at each pixel before and after
     alignment (in evaluation mode only). ``disagreement``: ``B 1 H W``, pixels, how far the answers for the images
     and for their mirror images are from their mean; NaN in pairs whose mirror images were not looked at, None where
-    that is all of them (see :class:`Mirror`). ``assessed_error``: ``B``,
-    pixels, the mean error inside the head as judged from the aligned pair, where weights were trained to (see
-    ``assessment``). The attention preset has none of them. ``refined``: the objective of a refinement before and
-    after, ``B``, where there was one. ``steps`` stay on their own grids.
+    that is all of them (see :class:`Mirror`). ``assessed_error``: ``B``, pixels, the mean error inside the head as
+    judged from the aligned pair, where weights were trained to (see ``assessment``). The attention preset has none of
+    them. ``refined``: the objective of a refinement before and after, ``B``, where there was one. ``steps`` stay on
+    their own grids; of mirror images the last one alone has a part in them.
     """
 
     displacement: Tensor

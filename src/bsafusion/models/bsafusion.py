@@ -138,7 +138,7 @@ class How(TypedDict, total=False):
         aligned_already: not at all: fuse as given, under a zero field; both similarities are then those before.
         mirrored: whether the mirror images are looked at too, for the mean of both answers: ``auto``, where the network
             expects a large error (:data:`bsafusion.models.alignment.LOOK_AGAIN`), but not in training; ``always``, a
-            little more exact, in nearly twice the time; or ``never``. The paper preset cannot.
+            little more exact and slower; or ``never``. The paper preset cannot.
         refine: see :class:`bsafusion.refinement.Refinement`; nothing where ``aligned_already``.
     """
 

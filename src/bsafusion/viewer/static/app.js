@@ -233,7 +233,7 @@ const BLENDS = {
 
 const MIRRORED = {
   auto: "aligned as well where a large error is expected",
-  always: "aligned as well: nearly twice the time",
+  always: "aligned as well: slower",
   never: "not looked at",
 };
 
