@@ -10,18 +10,19 @@ whole, or half of it.
 Writes ``results/inference.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (e0bd28275622), 60 val pairs, draws: 1.
+Budget: no training; weights default (a32829b47f72), 60 val pairs, draws: 1.
 
                     paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  large CT  large PET  large SPECT
 before alignment        3.84       3.80         3.72      7.28       8.63         7.58     21.37      24.58        22.10
-to affine               3.24       3.17         3.54      1.59       1.36         2.45      4.05       4.53         4.69
-to 1/16                 2.31       2.32         2.84      1.25       0.69         2.09      2.95       3.31         3.83
-to 1/8                  2.17       2.10         2.75      1.24       0.68         1.93      2.60       2.87         3.62
-all steps               2.05       2.05         2.73      1.22       0.67         1.92      2.38       2.77         3.58
-all steps, in grey      2.05       2.21         3.04      1.22       0.66         2.34      2.38       3.05         4.23
-and mirrored            1.96       2.00         2.66      1.13       0.61         1.82      2.31       2.66         3.43
-and a second pass       2.16       2.13         2.98      1.37       0.84         2.20      2.43       2.80         3.77
-and half of it          2.10       2.07         2.83      1.26       0.71         2.00      2.40       2.74         3.62
+to affine               3.23       3.18         3.56      1.61       1.37         2.47      4.06       4.51         4.66
+to 1/16                 2.30       2.31         2.84      1.24       0.68         2.10      2.93       3.28         3.84
+to 1/8                  2.16       2.10         2.76      1.22       0.67         1.96      2.59       2.84         3.66
+all steps               2.04       2.04         2.75      1.19       0.65         1.95      2.37       2.75         3.63
+all steps, in grey      2.04       2.21         3.04      1.19       0.64         2.35      2.37       3.03         4.26
+mirrored in doubt       2.05       2.04         2.72      1.19       0.65         1.90      2.31       2.66         3.45
+mirrored                1.96       1.99         2.68      1.14       0.60         1.85      2.30       2.64         3.45
+and a second pass       2.15       2.12         2.99      1.35       0.83         2.21      2.41       2.79         3.82
+and half of it          2.09       2.06         2.84      1.24       0.70         2.03      2.38       2.73         3.68
 
 Mean endpoint error inside the head, pixels, against the known fields. A second pass is composed with the
 first on both sides of the middle.
