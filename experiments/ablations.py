@@ -209,7 +209,7 @@ def modality_read(run: Run, pairs: Path) -> Figures:
     right: dict[str, list[bool]] = {"classifier": [], "judge": []}
     for index in range(len(data)):
         batch = validation_batch(data, [index], MISALIGNMENTS["paper"], draw=0, device=CPU)
-        found = model.match(batch.fixed, batch.moving).representation
+        found = model.match(batch.fixed, batch.moving, mirrored="never").representation
         tokens = torch.cat([t.flatten(2).transpose(1, 2) for t in found.matched])
         modality = torch.cat([batch.modality_fixed, batch.modality_moving])
         right["classifier"] += (torch.cat(found.logits).argmax(1) == modality).tolist()

@@ -52,6 +52,18 @@ def probability(evidence: Evidence, side: int = SIDE, calibration: Calibration =
 # --- the number ---
 
 
+def test_where_the_mirror_images_were_not_looked_at_the_disagreement_counts_as_usual() -> None:
+    mean, spread, weight = ({"disagreement": number} for number in (0.0, 0.5, 2.0))  # usual: exp(0) = 1 px
+    calibration = replace(CALIBRATION, usual=mean, spread=spread, weight=weight)
+    unseen, usual, apart = (replace(USUAL, disagreement=pixels) for pixels in (None, 1.0, math.e))
+    assert probability(unseen, SIDE, calibration) == probability(usual, SIDE, calibration)
+    assert probability(apart, SIDE, calibration) == pytest.approx(1 / (1 + math.exp(1 - 4)))
+    assert calibration.reason(asdict(unseen), SIDE) is None
+    said = "disagreement with the answer for the mirror images 2.7 px (usual: 1.0)"
+    assert str(calibration.reason(asdict(apart), SIDE)).endswith(said)
+    assert CALIBRATION.probability(asdict(replace(USUAL, expected_error=None)), SIDE) is None  # others are needed
+
+
 def test_the_assessed_error_counts_by_its_logarithm() -> None:
     calibration = Calibration(
         alignment_sha256="ab",

@@ -51,7 +51,7 @@ def main() -> None:
         indices = data.indices(task)
         for index in indices[:: max(len(indices) // 5, 1)][:5]:
             b = validation_batch(data, [index], MISALIGNMENTS["paper"], draw=DRAW, device=torch.device("cpu"))
-            sources.append((b.fixed[:, :1], model.predict(b.fixed, b.moving).aligned))
+            sources.append((b.fixed[:, :1], model.predict(b.fixed, b.moving, mirrored="never").aligned))
     hook.remove()
     x = torch.cat(seen)
     fixed, aligned = (torch.cat(images) for images in zip(*sources, strict=True))
