@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,6 +20,15 @@ def test_versions_are_those_that_are_installed() -> None:
     assert {"bsafusion", "torch", "numpy", "SimpleITK"} <= found.keys()
 
 
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    """Versions are remembered, as they do not change while a program runs."""
+    version_of.cache_clear()
+    yield
+    version_of.cache_clear()
+
+
+@pytest.mark.usefixtures("asked_anew")
 def test_a_package_that_is_only_on_the_path_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     assert version_of("bsafusion-that-nobody-has") == "not installed"
 

@@ -25,6 +25,7 @@ from bsafusion.deformation import (
     integrate,
     invert,
     jacobian_determinant,
+    lengths,
     resize_field,
     sample,
     warp,
@@ -381,6 +382,14 @@ def test_whole_numbers_are_refused_where_they_would_be_interpolated() -> None:
 def test_resizing_to_another_number_of_axes_is_refused() -> None:
     with pytest.raises(ValueError, match="has 3 axes; the field has 2"):
         resize_field(torch.zeros(1, 2, 4, 5), shape=(4, 5, 6))
+
+
+def test_lengths_are_those_of_the_vectors() -> None:
+    plane = torch.tensor([3.0, -4.0]).view(1, 2, 1, 1).expand(2, 2, 5, 4)
+    assert torch.equal(lengths(plane), torch.full((2, 1, 5, 4), 5.0))
+    volume = torch.tensor([2.0, 3.0, -6.0]).view(1, 3, 1, 1, 1).expand(1, 3, 2, 3, 4)
+    assert torch.equal(lengths(volume), torch.full((1, 1, 2, 3, 4), 7.0))
+    assert not lengths(0 * plane).any()
 
 
 @pytest.mark.parametrize(

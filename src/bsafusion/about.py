@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 
 NOT_CLINICAL = "Research use only. Not for clinical use."
 
 
+@functools.cache
 def version_of(package: str) -> str:
     """As it was installed; ``not installed`` where it was not, as of a source tree that is only on the path."""
     try:

@@ -175,6 +175,14 @@ def resize_field(displacement: Tensor, *, shape: tuple[int, ...]) -> Tensor:
     return torch.stack([resized[:, axis] * factor for axis, factor in enumerate(factors)], dim=1)
 
 
+def lengths(displacement: Tensor) -> Tensor:
+    """How far each voxel is moved: ``B D *S`` -> ``B 1 *S``, voxels.
+
+    Not for gradients, which have no value at 0. torch's norm over a few planes is two hundred times slower on a CPU.
+    """
+    return displacement.square().sum(1, keepdim=True).sqrt()
+
+
 def affine_field(matrix: Tensor, *, shape: tuple[int, ...]) -> Tensor:
     """The displacement field of an affine map about the centre of the grid.
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bsafusion.deformation import jacobian_determinant
+from bsafusion.deformation import jacobian_determinant, lengths
 from bsafusion.image import Geometry
 from bsafusion.metrics import head_mask
 from bsafusion.models.alignment import Alignment
@@ -75,7 +75,7 @@ def measure_evidence(
     """
     displacement = alignment.displacement.float().cpu()
     mask = torch.from_numpy(head_mask(luma_fixed * 255))
-    size = displacement[0].norm(dim=0)
+    size = lengths(displacement)[0, 0]
     if partner is None:
         grid = Geometry.picture(tuple(mask.shape))
         partner = has_partner(displacement[0], match_grids(grid, grid), grid)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsafusion.deformation import identity_grid, invert, sample
+from bsafusion.deformation import identity_grid, invert, lengths, sample
 from bsafusion.fusion_losses import ssim
 from bsafusion.models.alignment import STEP_STRIDES, Alignment, Step
 from bsafusion.models.assessment import WORST
@@ -239,7 +239,7 @@ def _actual_error(alignment: Alignment, known: Tensor, mask: Tensor, *, every: i
     field = alignment.displacement.detach()
     grid = identity_grid((field.shape[-2], field.shape[-1]), known)[..., ::every, ::every]
     field = field[..., ::every, ::every]
-    actual = (field + sample(known, grid + field)).norm(dim=1, keepdim=True)
+    actual = lengths(field + sample(known, grid + field))
     return actual, sample(mask, grid.expand(len(known), -1, -1, -1))
 
 

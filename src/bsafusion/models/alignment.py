@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bsafusion.deformation import affine_field, compose, identity_grid, integrate, invert, resize_field, warp
+from bsafusion.deformation import affine_field, compose, identity_grid, integrate, invert, lengths, resize_field, warp
 from bsafusion.models.assessment import RADIUS, Assessment
 from bsafusion.models.encoder import STRIDE, Features
 from bsafusion.models.layers import GELU, ResidualBlock, conv_norm_act, join, resize
@@ -443,7 +443,7 @@ class Search(NamedTuple):
         own = (last.field_fixed[places], last.field_moving[places])
         seen = (mirror_field(other.field_fixed), mirror_field(other.field_moving))
         to_fixed, to_moving = ((a + b) / 2 for a, b in zip(own, seen, strict=True))
-        apart = ((own[1] - own[0]) - (seen[1] - seen[0])).norm(dim=1, keepdim=True) / 2
+        apart = lengths((own[1] - own[0]) - (seen[1] - seen[0])) / 2
         unseen = last.velocity.new_full((len(last.velocity), 1, *apart.shape[2:]), math.nan)
         log_error = self.log_error
         if log_error is not None and mirrored.log_error is not None:

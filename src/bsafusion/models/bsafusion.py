@@ -327,15 +327,19 @@ class BSAFusion(nn.Module):
         alignment = self._to_full(matched.alignment, (fixed.shape[-2], fixed.shape[-1]))
         return Output(fused, aligned, alignment, matched.representation)
 
+    def _evaluating(self) -> BSAFusion:
+        """Itself in evaluation mode. To go through all layers anew takes as long as a stage."""
+        return self.eval() if self.training else self
+
     @torch.inference_mode()
     def predict(self, fixed: Tensor, moving: Tensor, **how: Unpack[How]) -> Output:
         """:meth:`forward` for inference; puts the network in evaluation mode."""
-        return self.eval()(fixed, moving, **how)  # type: ignore[no-any-return]
+        return self._evaluating()(fixed, moving, **how)  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def predict_alignment(self, fixed: Tensor, moving: Tensor, **how: Unpack[How]) -> Aligned:
         """:meth:`predict` without stage 4."""
-        matched = self.eval().match(fixed, moving, **how)
+        matched = self._evaluating().match(fixed, moving, **how)
         alignment = self._to_full(matched.alignment, (fixed.shape[-2], fixed.shape[-1]))
         return Aligned(alignment, matched.representation, matched)
 
@@ -349,4 +353,4 @@ class BSAFusion(nn.Module):
                 image that was aligned, which ends with the fixed grid.
             pair: what :meth:`predict_alignment` found.
         """
-        return self.eval().fuse_aligned(fixed, aligned, pair.matched, pair.matched.alignment.displacement)
+        return self._evaluating().fuse_aligned(fixed, aligned, pair.matched, pair.matched.alignment.displacement)

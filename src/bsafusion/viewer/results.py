@@ -18,7 +18,7 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 
-from bsafusion.deformation import identity_grid, jacobian_determinant
+from bsafusion.deformation import identity_grid, jacobian_determinant, lengths
 from bsafusion.image import Image, ImageError
 from bsafusion.io import read_deformation, read_image
 from bsafusion.page import picture_of
@@ -95,7 +95,7 @@ def _image_layer(image: Image, array: Array, unit: str = "") -> Layer:
 def _field_layers(displacement: torch.Tensor) -> dict[str, Layer]:
     """The field ``2 H W`` (y, x), voxels, and its Jacobian determinant."""
     determinant = jacobian_determinant(displacement[None])[0].numpy()
-    largest = float(displacement.norm(dim=0).max())
+    largest = float(lengths(displacement[None]).max())
     return {
         "displacement": Layer(np.ascontiguousarray(displacement.numpy(), dtype="<f4"), 0.0, largest, "px"),
         "jacobian": Layer(np.ascontiguousarray(determinant[None], dtype="<f4"), 0.5, 1.5, ""),
