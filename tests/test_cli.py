@@ -477,6 +477,7 @@ REFUSED = [
     Bad("out of view", out_of_view, ("nothing of it but background falls on the fixed grid", "check the positions")),
     Bad("unknown task", fuse_with("--task", "mri-ct"), ("unknown task 'mri-ct'", "expected ct-mri, pet-mri")),
     Bad("unknown fusion", fuse_with("--fusion", "mean"), ("unknown fusion 'mean'", "expected one of network, maximum")),
+    Bad("unknown mirrored", fuse_with("--mirrored", "yes"), ("unknown mirrored 'yes'", "expected one of auto, always")),
     Bad("unknown blend", fuse_with("--blend", "add"), ("unknown blend 'add'", "expected one of luminance, alpha")),
     Bad("unknown colour map", fuse_with("--colormap", "jet"), ("unknown colormap 'jet'", "expected one of none, hot")),
     Bad("a weight too large", fuse_with("--weight-fixed", "2"), ("a weight of 2 for the fixed image", "expected 0")),

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,7 +58,7 @@ Refine = Annotated[
 ]
 
 Mirrored = Annotated[
-    Literal["auto", "always", "never"],
+    str,
     typer.Option(
         help="Align the mirror images as well: auto (where the network expects a large error), always (a little more "
         "exact, slower) or never."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -107,7 +107,7 @@ def fuse(
     aligned: bool = False,
     align_only: bool = False,
     refine: int = 0,
-    mirrored: Mirrored = "auto",
+    mirrored: str = "auto",
 ) -> FusionResult:
     """Align ``moving`` to ``fixed`` and fuse both.
 
@@ -234,7 +234,7 @@ def _pictures(
 
 
 def _how(options: FuseOptions) -> How:
-    how = How(aligned_already=options.aligned, mirrored=options.mirrored)
+    how = How(aligned_already=options.aligned, mirrored=cast(Mirrored, options.mirrored))
     if options.refine:
         how["refine"] = Refinement(options.refine)
     return how

@@ -63,7 +63,7 @@ class FuseOptions:
     aligned: bool = False
     align_only: bool = False
     refine: int = 0
-    mirrored: Mirrored = "auto"
+    mirrored: str = "auto"
 
     def __post_init__(self) -> None:
         for option in fields(self):
