@@ -372,7 +372,7 @@ def test_ways_to_align(small_cfg: BSAFusionCfg, randomise: Callable[[BSAFusion],
         found["all steps"], network.predict(fixed, moving, mirrored="never").alignment.displacement, atol=1e-3
     )
     assert torch.equal(found["all steps, in grey"], found["all steps"])  # it was grey
-    for way, asked in (("mirrored above 3 px", "auto"), ("mirrored", "always")):
+    for way, asked in (("mirrored above 3", "auto"), ("mirrored", "always")):
         mirrored = network.predict(fixed, moving, mirrored=asked).alignment.displacement
         assert torch.allclose(found[way], mirrored, atol=1e-3)
     half, whole = found["and half of it"], found["and a second pass"]
