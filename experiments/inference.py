@@ -4,7 +4,7 @@
 
 No training: the val pairs, misaligned by fields with fixed seeds, are aligned by the first steps alone, by all of them
 (``fuse --mirrored never``), by all of them without the colours of the moving image, by all of them for the images and
-their mirror images, where the network expects an error above some threshold (what ``fuse`` does, by ``LOOK_AGAIN`` of
+their mirror images, where the network expects an error above some threshold (what ``fuse`` does, by ``look_again`` of
 ``models/alignment.py``) or for all pairs (``fuse --mirrored always``), and once more after both images were brought to
 the middle by the first pass; that second pass is taken whole, or half of it.
 Writes ``results/inference.json`` beside this file.
@@ -35,9 +35,9 @@ middle grid.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import untrained
 from ablations import Column
@@ -46,7 +46,7 @@ from torch import Tensor
 from bsafusion.datasets import MISALIGNMENTS, Batch
 from bsafusion.deformation import compose, invert, resize_field, warp
 from bsafusion.image import TASKS
-from bsafusion.models.alignment import LOOK_AGAIN, Alignment, between_images
+from bsafusion.models.alignment import Alignment, between_images
 from bsafusion.models.bsafusion import BSAFusion
 
 COLUMNS = tuple(
@@ -71,7 +71,7 @@ def from_middle(alignment: Alignment, shape: tuple[int, int], grid: tuple[int, i
 
 def ways(network: BSAFusion, fixed: Tensor, moving: Tensor) -> dict[str, Tensor]:
     """The displacement ``1 2 H W`` of every way to align a pair ``1 C H W``."""
-    shape = (fixed.shape[-2], fixed.shape[-1])
+    shape, cfg = (fixed.shape[-2], fixed.shape[-1]), network.cfg
     first = network.match(fixed, moving, mirrored="never").alignment
     grid = (first.displacement.shape[-2], first.displacement.shape[-1])
 
@@ -83,9 +83,10 @@ def ways(network: BSAFusion, fixed: Tensor, moving: Tensor) -> dict[str, Tensor]
         found[f"to {step.name}"] = cut(between_images(first.steps[:count], grid)[0].displacement)
     found[ALL_STEPS] = cut(first.displacement)
     found[IN_GREY] = cut(network.match(fixed, moving[:, :1], mirrored="never").alignment.displacement)
-    for above in (2.0, 2.5, LOOK_AGAIN, 3.5):
-        with patch("bsafusion.models.bsafusion.LOOK_AGAIN", above):
-            found[f"mirrored above {above:g}"] = cut(network.match(fixed, moving).alignment.displacement)
+    for above in (2.0, 2.5, 3.0, 3.5):
+        network.cfg = replace(cfg, alignment=replace(cfg.alignment, look_again=above))
+        found[f"mirrored above {above:g}"] = cut(network.match(fixed, moving).alignment.displacement)
+    network.cfg = cfg
     found["mirrored"] = cut(network.match(fixed, moving, mirrored="always").alignment.displacement)
     to_fixed, to_moving = from_middle(first, shape, grid)
     middle = (warp(fixed, to_fixed), warp(moving, to_moving, padding="zeros"))

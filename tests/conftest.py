@@ -56,7 +56,7 @@ def small_cfg() -> BSAFusionCfg:
             carry=True,
             assessment=16,
         ),
-        fusion=FusionCfg(widths=(8, 8, 8, 8), hidden=4),
+        fusion=FusionCfg(widths=(8, 8, 8, 8), hidden=4, layers=2),
         working_side=81,
     )
 

@@ -28,12 +28,19 @@ WORKING_SIDE = 81
 """Of the networks below; a picture of 61 to 81 pixels is encoded at its own size."""
 
 SMALL_CFG = BSAFusionCfg(
-    encoder=EncoderCfg(shallow=4, widths=(8, 8, 8, 16)),
-    representation=RepresentationCfg(dim=16, heads=2, mlp_dim=16, blocks=1, transfer_blocks=1),
+    encoder=EncoderCfg(shallow=4, widths=(8, 8, 8, 16), colour=False),
+    representation=RepresentationCfg(dim=16, heads=2, mlp_dim=16, blocks=1, transfer_blocks=1, cross_blocks=0),
     alignment=AlignmentCfg(
-        steps=("1/16",), direction="forward", layers=1, hidden=(0, 8), descriptors=8, radius=(0, RADIUS)
+        steps=("1/16",),
+        direction="forward",
+        layers=1,
+        hidden=(0, 8),
+        descriptors=8,
+        radius=(0, RADIUS),
+        carry=False,
+        assessment=0,
     ),
-    fusion=FusionCfg(widths=(8, 8, 8, 8), hidden=4),
+    fusion=FusionCfg(widths=(8, 8, 8, 8), hidden=4, layers=2),
     working_side=WORKING_SIDE,
 )
 

@@ -33,10 +33,6 @@ from bsafusion.models.representation import Representation
 Direction = Literal["both", "forward", "reverse"]
 SIMILARITY_STRIDE = 4  # of the descriptors whose likeness is reported
 ASSESSMENT_STRIDES = (4, 8, 16)  # of the descriptors by which the whole result is judged
-LOOK_AGAIN = 3.0
-"""Pixels of the working grid: where the error that the network expects is larger on average, over the whole of the
-middle grid, it looks at the mirror images as well. Chosen on ``val``, for what it gains (``experiments/inference.py``)
-and so that a pair of ``paper`` takes a quarter of the paper preset's time on average (``README.md``)."""
 STEP_STRIDES = {"affine": STRIDE, "1/16": 16, "1/8": 8, "1/4": 4, "1/2": 2, "1/1": 1}
 
 
@@ -127,6 +123,10 @@ class AlignmentCfg:
             (matching only).
         assessment: channels of the head that judges the result as a whole; 0 for none (matching only).
         carry: each step sees the field so far and what the local step before it made of its matches (matching only).
+        look_again: pixels of the working grid; where the error that the network expects, averaged over the middle grid,
+            is larger, it looks at the mirror images as well (matching only). Chosen on ``val`` for the shipped weights,
+            for what it gains (``experiments/inference.py``) and so that a pair of ``paper`` takes a quarter of the paper
+            preset's time on average (``README.md``).
     """
 
     kind: Literal["attention", "matching"] = "matching"
@@ -139,8 +139,9 @@ class AlignmentCfg:
     descriptors: int = 32
     radius: tuple[int, ...] = (0, 3, 3, 3, 2, 1)
     squarings: int = 0
-    carry: bool = False
-    assessment: int = 0
+    carry: bool = True
+    assessment: int = 32
+    look_again: float = 3.0
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.steps) <= 5 or any(s not in STEP_STRIDES for s in self.steps):
@@ -161,6 +162,8 @@ class AlignmentCfg:
                 f"layers {self.layers}, context {self.context}, residual {self.residual}, radius {self.radius}: "
                 "expected 0 or more in each"
             )
+        if not self.look_again >= 0:
+            raise ValueError(f"look_again {self.look_again}: expected pixels, 0 or more")
         if not 0 <= self.squarings <= 8:
             raise ValueError(f"squarings {self.squarings}: expected 0 to 8")
         if min(len(self.hidden), len(self.radius), len(self.residual)) <= places[-1]:

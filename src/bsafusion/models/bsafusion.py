@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from bsafusion.deformation import resize_field, warp
 from bsafusion.models.alignment import (
-    LOOK_AGAIN,
     STEP_STRIDES,
     Alignment,
     AlignmentCfg,
@@ -29,7 +28,7 @@ from bsafusion.models.representation import ModalityRepresentation, Representati
 
 @dataclass(frozen=True)
 class BSAFusionCfg:
-    """Options of the whole network; see each stage's own ``Cfg``.
+    """Options of the whole network, by default ours; see each stage's own ``Cfg``.
 
     Attributes:
         working_side: longer side, pixels, at which images are encoded and aligned; the field is brought back
@@ -80,26 +79,24 @@ class BSAFusionCfg:
 
 def default() -> BSAFusionCfg:
     """Ours: what a user gets."""
-    # What came after the first weights is off unless a record says otherwise, so that those can still be read.
-    return BSAFusionCfg(
-        encoder=EncoderCfg(colour=True),
-        representation=RepresentationCfg(cross_blocks=4),
-        alignment=AlignmentCfg(carry=True, assessment=32),
-        fusion=FusionCfg(hidden=14, layers=3),
-    )
+    return BSAFusionCfg()
 
 
 def paper() -> BSAFusionCfg:
     """The published network (arXiv 2412.08050) with its coordinates put right; the baseline."""
     return BSAFusionCfg(
         preset="paper",
-        encoder=EncoderCfg(kind="restormer", shallow=8, widths=(256,)),
-        representation=RepresentationCfg(dim=256, mlp_dim=256, transfer_per_modality=True, position_grid=17),
+        encoder=EncoderCfg(kind="restormer", shallow=8, widths=(256,), colour=False),
+        representation=RepresentationCfg(
+            dim=256, mlp_dim=256, transfer_per_modality=True, cross_blocks=0, position_grid=17
+        ),
         alignment=AlignmentCfg(
             kind="attention",
             steps=("1/16", "1/8", "1/4", "1/2", "1/1"),
             layers=2,
             hidden=(0, 256, 64, 32, 16, 8),
+            carry=False,
+            assessment=0,
         ),
         fusion=FusionCfg(kind="restormer", widths=(64, 32, 16, 12), inner=(104, 48, 24, 16)),
     )
@@ -137,7 +134,7 @@ class How(TypedDict, total=False):
     Attributes:
         aligned_already: not at all: fuse as given, under a zero field; both similarities are then those before.
         mirrored: whether the mirror images are looked at too, for the mean of both answers: ``auto``, where the network
-            expects a large error (:data:`bsafusion.models.alignment.LOOK_AGAIN`), but not in training; ``always``, a
+            expects a large error (``AlignmentCfg.look_again``), but not in training; ``always``, a
             little more exact and slower; or ``never``. The paper preset cannot.
         refine: see :class:`bsafusion.refinement.Refinement`; nothing where ``aligned_already``.
     """
@@ -281,7 +278,7 @@ class BSAFusion(nn.Module):
             chosen = torch.cat([half[places] for half in images.chunk(2)])
             return self._represent(Features(chosen, self.encoder.pyramid(self.to_working(chosen).flip(-1))))
 
-        return Mirror(-math.inf if mirrored == "always" else LOOK_AGAIN, represent)
+        return Mirror(-math.inf if mirrored == "always" else self.cfg.alignment.look_again, represent)
 
     def _represent(self, both: Features) -> Represented:
         """Stage 2, for features whose first half is of the fixed images."""

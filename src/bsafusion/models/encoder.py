@@ -52,7 +52,7 @@ class EncoderCfg:
     kind: Literal["restormer", "pyramid"] = "pyramid"
     shallow: int = 12
     widths: tuple[int, ...] = (24, 48, 64, 96)
-    colour: bool = False
+    colour: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in ("restormer", "pyramid"):

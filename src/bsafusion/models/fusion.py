@@ -38,8 +38,8 @@ class FusionCfg:
     blocks: int = 4
     widths: tuple[int, ...] = (48, 32, 24, 16)
     inner: tuple[int, ...] = ()
-    hidden: int = 12
-    layers: int = 2
+    hidden: int = 14
+    layers: int = 3
 
     def __post_init__(self) -> None:
         if self.kind not in ("restormer", "weights"):

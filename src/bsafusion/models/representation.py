@@ -52,7 +52,7 @@ class RepresentationCfg:
     blocks: int = 2
     transfer_blocks: int = 2
     transfer_per_modality: bool = False
-    cross_blocks: int = 0
+    cross_blocks: int = 4
     position_grid: int = 0
     inject: bool = True
 
