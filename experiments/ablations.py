@@ -26,9 +26,9 @@ from bsafusion.datasets import MISALIGNMENTS, PairSet, read_pairs, validation_ba
 from bsafusion.files import write_between, write_json
 from bsafusion.image import TASKS
 from bsafusion.metrics import fusion_metrics
-from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default
+from bsafusion.models.bsafusion import FUSION_PREFIXES, BSAFusion, BSAFusionCfg, default
 from bsafusion.options import with_options
-from bsafusion.training import FUSION_PARAMETERS, TrainingCfg, train
+from bsafusion.training import TrainingCfg, train
 
 SAMPLES = 6000
 CPU = torch.device("cpu")
@@ -155,7 +155,7 @@ def _without_fusion(run: Run) -> str:
     torch.manual_seed(run.training.seed)
     mine = BSAFusion(run.model).state_dict()
     source, record = weights.load(run.init)
-    kept = {k: v for k, v in source.state_dict().items() if not k.startswith(FUSION_PARAMETERS)}
+    kept = {k: v for k, v in source.state_dict().items() if not k.startswith(FUSION_PREFIXES)}
     config = run.model.to_dict()
     weights.save(
         run.folder,

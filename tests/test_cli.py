@@ -26,6 +26,7 @@ from bsafusion.cli import app
 from bsafusion.deformation import DeformationField
 from bsafusion.image import Geometry
 from bsafusion.io import read_image, write_deformation, write_image
+from bsafusion.training import TrainingCfg
 from bsafusion.weights import FOLDER, file_sha256
 from pairs import hot, known_weights, pixels_of, scan, snapshot, write_picture, write_volume
 
@@ -887,6 +888,21 @@ def test_training_counts_the_steps_that_it_was_set_to(tmp_path: Path, pairs_file
     done = run("train", pairs_file, "-o", tmp_path / "run", "--batch", "1", *SMALL, *settings)
     assert done.exit_code == 0, done.output
     assert done.stderr.startswith("step 1/1  ")
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_each_preset_is_trained_by_its_own_recipe(
+    preset: str, tmp_path: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[TrainingCfg] = []
+
+    def refuse(*_: object, cfg: TrainingCfg, **__: object) -> Path:
+        asked.append(cfg)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("bsafusion.training.train", refuse)
+    assert run("train", pairs_file, "-o", tmp_path / "run", "--preset", preset, "--lr", "0.5").exit_code == 2
+    assert asked == [(TrainingCfg.published if preset == "paper" else TrainingCfg)(lr=0.5)]
 
 
 def test_what_was_trained_can_be_used(tmp_path: Path, pairs_file: Path, good: tuple[Path, Path]) -> None:

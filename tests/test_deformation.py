@@ -27,6 +27,7 @@ from bsafusion.deformation import (
     jacobian_determinant,
     lengths,
     resize_field,
+    roughness,
     sample,
     warp,
 )
@@ -390,6 +391,14 @@ def test_lengths_are_those_of_the_vectors() -> None:
     volume = torch.tensor([2.0, 3.0, -6.0]).view(1, 3, 1, 1, 1).expand(1, 3, 2, 3, 4)
     assert torch.equal(lengths(volume), torch.full((1, 1, 2, 3, 4), 7.0))
     assert not lengths(0 * plane).any()
+
+
+def test_roughness_of_a_linear_field_is_the_square_of_its_slopes() -> None:
+    rows, columns = identity_grid((9, 12), torch.ones(1, dtype=torch.float64))
+    linear = torch.stack([0.5 * rows, 2 * columns])
+    # Half of the components change down, by 0.5, and half to the right, by 2.
+    fields = torch.stack([linear, 0 * linear + 3])
+    torch.testing.assert_close(roughness(fields), torch.tensor([0.5 * 0.25 + 0.5 * 4, 0], dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from bsafusion.io import read_image
 from bsafusion.losses import total_loss
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, default
 from bsafusion.options import with_options
-from bsafusion.training import FUSION_PARAMETERS, Objective, TrainingCfg
+from bsafusion.training import Objective, TrainingCfg
+from bsafusion.trust import NOT_FOR_ALIGNMENT
 from pairs import scan
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -234,7 +235,7 @@ def test_fusion_starts_from_nothing_the_rest_from_the_weights(  # type: ignore[n
     trained, _ = weights.load(str(run.folder / "best.safetensors"))
     assert len(trained.fusion.blocks) == 2
     for name, value in network.state_dict().items():
-        if not name.startswith((*FUSION_PARAMETERS, "representation.judge.")):
+        if not name.startswith(NOT_FOR_ALIGNMENT):
             assert torch.equal(trained.state_dict()[name], value), name
     block = "fusion.blocks.0.body.0.weight"
     assert start.state_dict()[block].shape == network.state_dict()[block].shape  # it would have fitted

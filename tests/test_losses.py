@@ -124,14 +124,6 @@ def test_a_remapped_contrast_has_no_modality() -> None:
 # --- fields ---------------------------------------------------------------------------------------
 
 
-def test_smoothness_of_a_linear_field_is_the_square_of_its_slopes() -> None:
-    rows, columns = identity_grid((9, 12), ONES)
-    field = torch.stack([0.5 * rows, 2 * columns])[None]
-    # Half of the components change down, by 0.5, and half to the right, by 2.
-    assert float(losses.smoothness(field)) == pytest.approx(0.5 * 0.25 + 0.5 * 4)
-    assert float(losses.smoothness(constant(3, -2))) == 0
-
-
 def test_smooth_loss_weights_steps_from_coarse_to_fine() -> None:
     steps = [step_at(name) for name in ("1/16", "1/8", "1/4", "1/2", "1/1")]
     rough = [s._replace(velocity=identity_grid(tuple(s.velocity.shape[-2:]), ONES)[None]) for s in steps]

@@ -673,7 +673,11 @@ def test_options_survive_json(cfg: BSAFusionCfg) -> None:
         (FusionCfg, {"inner": (8, 8, 8)}, "expected one value each"),
         (BSAFusionCfg, {"representation": RepresentationCfg(dim=64)}, "96 channels.*expects 64"),
         (BSAFusionCfg, {"working_side": 32}, "at least 33"),
-        (BSAFusionCfg, {"encoder": EncoderCfg(kind="restormer", widths=(96,), colour=False)}, "needs the pyramid encoder"),
+        (
+            BSAFusionCfg,
+            {"encoder": EncoderCfg(kind="restormer", widths=(96,), colour=False)},
+            "needs the pyramid encoder",
+        ),
         (BSAFusionCfg, {"alignment": AlignmentCfg(kind="attention", steps=("1/8",))}, "must be 1/16 .not 1/8."),
         (
             BSAFusionCfg,

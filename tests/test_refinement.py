@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bsafusion.deformation import compose, jacobian_determinant, warp
 from bsafusion.models.alignment import Refined, Step
 from bsafusion.models.bsafusion import BSAFusion, BSAFusionCfg, Mirrored
-from bsafusion.refinement import Refinement, bspline, roughness, unlikeness
+from bsafusion.refinement import Refinement, bspline, unlikeness
 
 Randomise = Callable[[nn.Module], Any]
 BOTH = (-0.5, 0.5)
@@ -139,11 +139,6 @@ def test_splines_hold_constants_and_lines_and_their_mirror_image(count: int, spa
     torch.testing.assert_close(values @ (spacing * knots), line)
     torch.testing.assert_close(values.flip(0, 1), values)
     assert (values.amax(0) > 0).all()  # none that no voxel sees
-
-
-def test_roughness_is_the_mean_squared_difference() -> None:
-    ramp = torch.stack([2.0 * torch.arange(4.0).expand(5, 4), torch.zeros(5, 4)])[None]
-    assert roughness(ramp).tolist() == [2.0]  # 4 in one of two components, along one of two axes
 
 
 @pytest.mark.parametrize("steps", [0, -1, 201])

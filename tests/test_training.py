@@ -247,6 +247,14 @@ def test_mu_follows_the_ratio_of_the_two_structural_terms(held_out: PairSet, tra
     assert objective.mu == pytest.approx(0.999 + 0.001 * float(ratio.clamp(0.2, 5)), abs=1e-5)
 
 
+def test_the_published_recipe_is_the_papers() -> None:
+    published = TrainingCfg.published(steps=5)
+    assert published.weights == LossWeights.published()
+    assert published == TrainingCfg(
+        steps=5, optimizer="adamw", weights=published.weights, fusion_reference="aligned", adapt_mu=True
+    )
+
+
 # --- validation -----------------------------------------------------------------------------------
 
 
@@ -257,7 +265,7 @@ class Fixed(nn.Module):
         super().__init__()
         self.field = torch.tensor(field).view(1, 2, 1, 1)
 
-    def predict(self, fixed: Tensor, moving: Tensor, *, mirrored: str) -> Any:
+    def predict_alignment(self, fixed: Tensor, moving: Tensor, *, mirrored: str) -> Any:
         assert mirrored == "never"  # validation tells one run from another, as quickly as it can
         displacement = self.field.expand(len(fixed), 2, *fixed.shape[-2:])
         return SimpleNamespace(alignment=SimpleNamespace(displacement=displacement))

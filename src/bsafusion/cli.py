@@ -557,9 +557,7 @@ def train(
     """Train on PAIRS; on several processes with torchrun -m bsafusion train ..."""
     with _one_line_errors():
         import os
-        from dataclasses import replace
 
-        from bsafusion.losses import LossWeights
         from bsafusion.models.bsafusion import PRESETS
         from bsafusion.options import with_options
         from bsafusion.pipeline import check_device
@@ -570,10 +568,8 @@ def train(
             raise ValueError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
         check_device(device)
         _check_folder(out)
-        cfg: Any = TrainingCfg(parts=parts, steps=steps, batch=batch, lr=lr, seed=seed, precision=precision)  # type: ignore[arg-type]
-        if preset == "paper":
-            published: Any = {"weights": LossWeights.published(), "fusion_reference": "aligned", "adapt_mu": True}
-            cfg = replace(cfg, optimizer="adamw", **published)
+        given: Any = {"parts": parts, "steps": steps, "batch": batch, "lr": lr, "seed": seed, "precision": precision}
+        cfg = TrainingCfg.published(**given) if preset == "paper" else TrainingCfg(**given)
         cfg, model_cfg = with_options(cfg, PRESETS[preset](), set_ or [])
 
         from rich.console import Console

@@ -183,6 +183,15 @@ def lengths(displacement: Tensor) -> Tensor:
     return displacement.square().sum(1, keepdim=True).sqrt()
 
 
+def roughness(displacement: Tensor) -> Tensor:
+    """Mean squared difference of neighbouring displacements of each field (the diffusion regulariser).
+
+    ``B 2 H W`` -> ``B``, voxels squared.
+    """
+    down, right = (displacement.diff(dim=axis).square().mean((1, 2, 3)) for axis in (2, 3))
+    return down + right
+
+
 def affine_field(matrix: Tensor, *, shape: tuple[int, ...]) -> Tensor:
     """The displacement field of an affine map about the centre of the grid.
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsafusion.deformation import identity_grid, invert, lengths, sample
+from bsafusion.deformation import identity_grid, invert, lengths, roughness, sample
 from bsafusion.fusion_losses import ssim
 from bsafusion.models.alignment import STEP_STRIDES, Alignment, Step
 from bsafusion.models.assessment import WORST
@@ -115,20 +115,13 @@ def _mean_where(values: Tensor, there: Tensor) -> Tensor:
 # --- fields ---------------------------------------------------------------------------------------
 
 
-def smoothness(field: Tensor) -> Tensor:
-    """Mean squared difference of neighbouring displacements."""
-    down = field[..., 1:, :] - field[..., :-1, :]
-    right = field[..., :, 1:] - field[..., :, :-1]
-    return down.square().mean() + right.square().mean()
-
-
 STEP_SMOOTHNESS = {"affine": 0.0, "1/16": 1e-4, "1/8": 1e-3, "1/4": 1e-2, "1/2": 0.1, "1/1": 1.0}
 
 
 def smooth_loss(alignment: Alignment) -> Tensor:
     """L_smooth: the step fields, finer ones weighted more, and the total field."""
-    steps = [STEP_SMOOTHNESS[step.name] * smoothness(step.velocity) for step in alignment.steps]
-    return torch.stack([*steps, smoothness(alignment.displacement)]).sum()
+    steps = [STEP_SMOOTHNESS[step.name] * roughness(step.velocity).mean() for step in alignment.steps]
+    return torch.stack([*steps, roughness(alignment.displacement).mean()]).sum()
 
 
 def middle_residual(field_fixed: Tensor, field_moving: Tensor, known: Tensor, stride: int) -> tuple[Tensor, Tensor]:

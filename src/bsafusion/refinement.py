@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsafusion.deformation import compose, jacobian_determinant, warp
+from bsafusion.deformation import compose, jacobian_determinant, roughness, warp
 from bsafusion.models.alignment import Refined, Step, local_correlation, reverse_correlation
 
 MOST_STEPS = 200
@@ -149,9 +149,3 @@ def unlikeness(a: Tensor, b: Tensor, scale: Tensor, radius: int) -> Tensor:
     both = (correlation, reverse_correlation(correlation, radius))
     there, back = ((scale * logits).log_softmax(1)[:, centre].mean((1, 2)) for logits in both)
     return -(there + back) / 2
-
-
-def roughness(v: Tensor) -> Tensor:
-    """Mean squared difference of neighbouring displacements of each field, ``B 2 h w`` -> ``B``."""
-    down, right = v.diff(dim=2).square().mean((1, 2, 3)), v.diff(dim=3).square().mean((1, 2, 3))
-    return down + right

@@ -34,17 +34,19 @@ from bsafusion.image import TASKS
 from bsafusion.io import write_image
 from bsafusion.losses import LossWeights
 from bsafusion.metrics import endpoint_error, summarise
-from bsafusion.models.bsafusion import PRESETS, BSAFusion, BSAFusionCfg, working_shape
+from bsafusion.models.bsafusion import (
+    ASSESSMENT_PREFIX,
+    FUSION_PREFIXES,
+    JUDGE_PREFIX,
+    PRESETS,
+    BSAFusion,
+    BSAFusionCfg,
+    working_shape,
+)
 from bsafusion.optimizer import Muon
 
 Parts = Literal["all", "alignment", "fusion", "assessment"]
 Precision = Literal["auto", "float32", "bfloat16"]
-
-FUSION_PARAMETERS = ("fusion.", "encoder.shallow.")
-"""Names of the parameters that serve fusion alone."""
-
-ASSESSMENT_PARAMETERS = "alignment.assessment."
-"""Names of the parameters that judge a finished alignment."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,12 @@ class TrainingCfg:
     earlier_steps: float = 0.7
     mix: Mix = field(default_factory=Mix)
     weights: LossWeights = field(default_factory=LossWeights)
+
+    @classmethod
+    def published(cls, **options: Any) -> TrainingCfg:
+        """What the paper trains by; ``options``: any others."""
+        published = {"optimizer": "adamw", "weights": LossWeights.published()}
+        return cls(**{**published, "fusion_reference": "aligned", "adapt_mu": True, **options})
 
     def __post_init__(self) -> None:
         if self.parts not in get_args(Parts) or self.precision not in get_args(Precision):
@@ -199,11 +207,11 @@ def any_process(value: bool, device: torch.device) -> bool:
 
 def is_trained(name: str, parts: Parts) -> bool:
     """Whether the parameter of this name learns in a run of ``parts``."""
-    if name.startswith("representation.judge."):
+    if name.startswith(JUDGE_PREFIX):
         return False
-    if name.startswith(ASSESSMENT_PARAMETERS):
+    if name.startswith(ASSESSMENT_PREFIX):
         return parts == "assessment"
-    return parts in ("all", "fusion" if name.startswith(FUSION_PARAMETERS) else "alignment")
+    return parts in ("all", "fusion" if name.startswith(FUSION_PREFIXES) else "alignment")
 
 
 class Objective:
@@ -333,7 +341,7 @@ class Gradients:
         return self.recordings[truly](drawn)
 
 
-# --- validation -----------------------------------------------------------------------------------
+# --- validation: puts the network in evaluation mode ---------------------------------------------
 
 
 @torch.inference_mode()
@@ -347,8 +355,6 @@ def validate(
     batch: int = 4,
 ) -> dict[str, float]:
     """Mean endpoint error inside the head, pixels: keys ``SUITE/TASK`` and ``SUITE/TASK/before``."""
-    was_training = model.training
-    model.eval()
     figures: dict[str, float] = {}
     for suite in suites:
         for task in TASKS:
@@ -359,9 +365,8 @@ def validate(
                     b = datasets.validation_batch(
                         data, indices[start : start + batch], MISALIGNMENTS[suite], draw=draw, device=device
                     )
-                    fields = (
-                        model.predict(b.fixed, b.moving, mirrored="never").alignment.displacement.float().cpu().numpy()
-                    )
+                    found = model.predict_alignment(b.fixed, b.moving, mirrored="never").alignment
+                    fields = found.displacement.float().cpu().numpy()
                     known, mask = b.known.cpu().numpy(), b.mask.cpu().numpy() > 0.5
                     for i in range(len(fields)):
                         errors.append(summarise(endpoint_error(known[i], fields[i]), mask[i, 0]).mean)
@@ -369,7 +374,6 @@ def validate(
             if indices:
                 figures[f"{suite}/{task}"] = float(np.mean(errors))
                 figures[f"{suite}/{task}/before"] = float(np.mean(before))
-    model.train(was_training)
     return figures
 
 
@@ -383,35 +387,29 @@ def alignment_score(figures: dict[str, float]) -> float:
 def fusion_score(objective: Objective, data: PairSet, *, device: torch.device) -> float:
     """The weighted fusion loss on the validation pairs, misaligned as in the paper; smaller is better."""
     model, values = objective.model, []
-    was_training = model.training
     for start in range(0, len(data), 4):
         indices = list(range(start, min(start + 4, len(data))))
         b = datasets.validation_batch(data, indices, MISALIGNMENTS["paper"], draw=0, device=device)
         out = model.predict(b.fixed, b.moving, mirrored="never")
         shown = b.truth[:, :1] if objective.cfg.fusion_reference == "truth" else out.aligned
         values.append(losses.total_loss(objective.fusion_terms(out.fused, b.fixed, shown), objective.cfg.weights))
-    model.train(was_training)
     return float(torch.stack(values).mean())
 
 
 @torch.inference_mode()
 def assessment_score(objective: Objective, data: PairSet, *, device: torch.device, batches: int = 24) -> float:
     """The assessment's loss on fixed draws of validation pairs, spoilt like those of training; smaller is better."""
-    model, cfg = objective.model, objective.cfg
-    was_training = model.training
-    model.eval()
+    objective.model.eval()
     values = []
     for index in range(batches):
-        doubtful = draw_doubtful(data, 8, cfg.mix, step_generator(0, index, 0, device), device=device)
+        doubtful = draw_doubtful(data, 8, objective.cfg.mix, step_generator(0, index, 0, device), device=device)
         values.append(objective.assess(doubtful))
-    model.train(was_training)
     return float(torch.stack(values).mean())
 
 
 @torch.inference_mode()
 def picture_grid(model: BSAFusion, data: PairSet, *, device: torch.device, rows: int = 2) -> Tensor:
     """``rows`` pairs of each task as fixed, moving, aligned, fused side by side: ``H W`` in [0, 1]."""
-    was_training = model.training
     lines = []
     for task in TASKS:
         indices = data.indices(task)
@@ -421,7 +419,6 @@ def picture_grid(model: BSAFusion, data: PairSet, *, device: torch.device, rows:
             out = model.predict(b.fixed, b.moving, mirrored="never")
             panels = torch.cat([b.fixed, b.moving[:, :1], out.aligned, out.fused], dim=3).float().cpu()
             lines.append(panels.flatten(0, 2))
-    model.train(was_training)
     return torch.cat(lines)
 
 
@@ -634,6 +631,7 @@ def train(
                     measured, score = _scored(objective, val, where)
                     board.log("val", step, measured)
                     board.picture(step, picture_grid(model, val, device=where))
+                    model.train()
                     if score < best:
                         best = score
                         keep("best", measured)

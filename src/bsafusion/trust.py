@@ -17,14 +17,14 @@ from pathlib import Path
 from torch import nn
 
 from bsafusion.models.assessment import WORST
-from bsafusion.models.bsafusion import BSAFusionCfg, working_shape
+from bsafusion.models.bsafusion import FUSION_PREFIXES, JUDGE_PREFIX, BSAFusionCfg, working_shape
 from bsafusion.weights import CALIBRATION, WeightsError
 
 OFF = 5.0 / 256
 """A result is wrong when its mean error inside the head exceeds this share of the longer side: 5 px of 256."""
 
-NOT_FOR_ALIGNMENT = ("fusion.", "encoder.shallow.", "representation.judge.")
-"""Names of the parameters that no field depends on."""
+NOT_FOR_ALIGNMENT = (*FUSION_PREFIXES, JUDGE_PREFIX)
+"""How the names of the parameters begin that no field depends on."""
 
 LENGTHS = ("expected_error", "assessed_error", "nonaffine_mean", "disagreement")
 """Pixels in the evidence; compared as if the longer side had 256."""

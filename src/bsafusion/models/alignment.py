@@ -123,10 +123,10 @@ class AlignmentCfg:
             (matching only).
         assessment: channels of the head that judges the result as a whole; 0 for none (matching only).
         carry: each step sees the field so far and what the local step before it made of its matches (matching only).
-        look_again: pixels of the working grid; where the error that the network expects, averaged over the middle grid,
-            is larger, it looks at the mirror images as well (matching only). Chosen on ``val`` for the shipped weights,
-            for what it gains (``experiments/inference.py``) and so that a pair of ``paper`` takes a quarter of the paper
-            preset's time on average (``README.md``).
+        look_again: pixels of the working grid; where the error that the network expects, averaged over the middle
+            grid, is larger, it looks at the mirror images as well (matching only). Chosen on ``val`` for the shipped
+            weights, for what it gains (``experiments/inference.py``) and so that a pair of ``paper`` takes a quarter
+            of the paper preset's time on average (``README.md``).
     """
 
     kind: Literal["attention", "matching"] = "matching"

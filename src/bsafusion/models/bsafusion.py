@@ -25,6 +25,15 @@ from bsafusion.models.fusion import Fusion, FusionCfg
 from bsafusion.models.layers import resize
 from bsafusion.models.representation import ModalityRepresentation, Representation, RepresentationCfg
 
+FUSION_PREFIXES = ("fusion.", "encoder.shallow.")
+"""How the names of the parameters begin that serve fusion alone."""
+
+JUDGE_PREFIX = "representation.judge."
+"""Of the classifier's copy behind ``L_ce2``, which follows the classifier and is never trained itself."""
+
+ASSESSMENT_PREFIX = "alignment.assessment."
+"""Of the head that judges a finished alignment."""
+
 
 @dataclass(frozen=True)
 class BSAFusionCfg:
