@@ -18,11 +18,9 @@ import numpy as np
 
 from bsafusion.datasets import PairSet, read_pairs
 from bsafusion.image import TASKS
-from bsafusion.metrics import fusion_metrics
+from bsafusion.metrics import PAPER_METRICS, fusion_metrics
 from bsafusion.pipeline import load_model
 from bsafusion.plain_fusion import FUSIONS
-
-NAMES = ("qabf", "qcv", "qssim", "viff", "vif_sum", "qs")
 
 
 def main() -> None:
@@ -49,8 +47,11 @@ def main() -> None:
             a, b = (255 * image.astype(np.float64) for image in (fixed, moving))
             for name, image in fused.items():
                 f = np.round(255 * image.astype(np.float64))
-                rows.setdefault(name, []).append(list(fusion_metrics(a, b, f, NAMES).values()))
-        means = {name: dict(zip(NAMES, np.mean(values, axis=0).tolist(), strict=True)) for name, values in rows.items()}
+                rows.setdefault(name, []).append(list(fusion_metrics(a, b, f, PAPER_METRICS).values()))
+        means = {
+            name: dict(zip(PAPER_METRICS, np.mean(values, axis=0).tolist(), strict=True))
+            for name, values in rows.items()
+        }
 
         def beaten(metric: str, others: list[str], means: dict[str, dict[str, float]] = means) -> bool:
             sign = -1 if metric == "qcv" else 1
@@ -58,14 +59,14 @@ def main() -> None:
 
         plain = [name for name in FUSIONS if name != "guided"]
         wins[task] = {
-            "maximum, average, laplacian": sum(beaten(metric, plain) for metric in NAMES),
-            "all": sum(beaten(metric, list(FUSIONS)) for metric in NAMES),
+            "maximum, average, laplacian": sum(beaten(metric, plain) for metric in PAPER_METRICS),
+            "all": sum(beaten(metric, list(FUSIONS)) for metric in PAPER_METRICS),
         }
         found[task] = means
         for name, values in means.items():
             cells = "  ".join(f"{metric} {value:.4g}" for metric, value in values.items())
             print(f"{task:10} n={len(rows[name])} {name:10} {cells}", flush=True)
-        print(f"{task:10} the network wins {wins[task]} of {len(NAMES)}", flush=True)
+        print(f"{task:10} the network wins {wins[task]} of {len(PAPER_METRICS)}", flush=True)
     if args.out:
         record = {"pairs": args.pairs.name, "split": args.split, "sha256": model.record.sha256}
         text = json.dumps(record | {"wins": wins, "means": found}, indent=2)

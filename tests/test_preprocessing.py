@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from bsafusion.deformation import DeformationField, MovingFrame, warp
 from bsafusion.image import Geometry, Image, ImageError
@@ -47,13 +46,6 @@ def _smooth_field(shape: tuple[int, int], size: float = 2.0) -> torch.Tensor:
 # --- intensities
 
 
-@given(hnp.arrays(np.float32, (6,), elements=st.floats(-2000, 4000, width=32)))
-def test_intensity_round_trip(values: np.ndarray) -> None:
-    scaling = IntensityScaling(-1000.0, 3000.0)
-    np.testing.assert_allclose(scaling.from_unit(scaling.to_unit(values)), values, atol=1e-3)
-    np.testing.assert_allclose(scaling.to_unit(torch.from_numpy(values)).numpy(), scaling.to_unit(values))
-
-
 def test_intensity_known_values() -> None:
     assert IntensityScaling(50, 250).to_unit(np.array([50, 100, 250, 300])).tolist() == [0, 0.25, 1, 1.25]
 
@@ -74,7 +66,8 @@ def test_auto_intensity_is_minmax_for_pictures_and_robust_for_scans() -> None:
     fitted = fit_intensity(scan)
     assert -1000 <= fitted.low < -990
     assert 990 < fitted.high <= 1000
-    assert fit_intensity(scan, method="minmax") == IntensityScaling(-2000, 30000)
+    robust = fit_intensity(picture, method="percentile")
+    assert (robust.low, robust.high) == pytest.approx((fitted.low + 2000, fitted.high + 2000))
 
 
 MM = dataclasses.replace(AXIAL, shape=(40, 40))
@@ -264,8 +257,6 @@ def test_downsampling_does_not_alias() -> None:
     match = match_grids(Geometry.picture((64, 64)), Geometry.picture((256, 256)))
     smooth = resample_to_grid(stripes, match, (64, 64))
     np.testing.assert_allclose(smooth[0, :, 4:-4], 0.5, atol=0.01)
-    nearest = resample_to_grid(stripes, match, (64, 64), order=0)
-    assert set(np.unique(nearest)) <= {0.0, 1.0}
 
 
 def test_steps_beyond_the_whole_image_are_filtered_as_one_over_it() -> None:

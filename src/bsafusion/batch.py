@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bsafusion.about import versions
-from bsafusion.files import check_replaceable, read_csv
+from bsafusion.files import REPORT, check_replaceable, read_csv
 from bsafusion.image import TASKS
 from bsafusion.pipeline import Model, fuse
 from bsafusion.request import AUTO, FuseOptions, RequestError
@@ -83,15 +83,14 @@ def done_before(row: Row, folder: Path, model: Model, wanted: FuseOptions) -> di
     """The report of this row's result from the same inputs, weights, calibration, options and versions, if ``folder``
     holds it and all files that belong to it."""
     try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         inputs = {role: file_sha256(path) for role, path in (("fixed", row.fixed), ("moving", row.moving))}
         task_given = row.task if row.task != AUTO else None
-        options = report["options"]
+        options, identity = report["options"], model.identity()
+        del identity["weights"]  # the name under which they were found
         done = (
             {role: report["inputs"][role]["sha256"] for role in inputs} == inputs
-            and options["weights_sha256"] == model.record.sha256
-            and options["calibration_sha256"] == (model.trust.sha256 if model.trust else None)
-            and options["device"] == model.device
+            and {name: options[name] for name in identity} == identity
             and report["versions"] == versions()
             and {name: options[name] for name in wanted.record()} == wanted.record()
             and (options["task"] if options["task_from"] == "request" else None) == task_given
@@ -128,7 +127,7 @@ def _set_aside(folder: Path) -> str:
     """Give an earlier result another name, if there is one; what to say of it."""
     names = (folder.with_name(f"{folder.name}.outdated{number or ''}") for number in count())
     try:
-        if folder.is_symlink() or not (folder / "report.json").is_file():
+        if folder.is_symlink() or not (folder / REPORT).is_file():
             return ""
         aside = next(path for path in names if not path.exists())
         folder.rename(aside)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -20,6 +20,8 @@ from bsafusion.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from bsafusion.result import FusionResult
+
+T = TypeVar("T")
 
 app = typer.Typer(
     help=f"Align and fuse two unaligned medical images. {NOT_CLINICAL}",
@@ -105,6 +107,15 @@ def _one_line_errors() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
+def _all_of(results: Iterable[T], doing: str, total: int) -> list[T]:
+    """The results of a long work, with a bar on a terminal while it lasts."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return list(track(results, doing, total=total, console=console, disable=not console.is_terminal))
+
+
 def _complain(error: BaseException) -> None:
     typer.echo(f"bsafusion: {' '.join(str(error).split()) or type(error).__name__}", err=True)
 
@@ -148,7 +159,14 @@ def fuse(
         check_replaceable(out, overwrite=overwrite, holds=FILES)
         check_task(task)
         options = FuseOptions(
-            fusion, blend, colormap, weight_fixed, aligned, align_only=no_fuse, refine=refine, mirrored=mirrored
+            fusion=fusion,
+            blend=blend,
+            colormap=colormap,
+            weight_fixed=weight_fixed,
+            aligned=aligned,
+            align_only=no_fuse,
+            refine=refine,
+            mirrored=mirrored,
         )
         image_fixed = pipeline.read_input(fixed, "fixed", slice_index=fixed_slice)
         image_moving = pipeline.read_input(moving, "moving", slice_index=moving_slice)
@@ -197,26 +215,21 @@ def batch(
         from bsafusion.request import FuseOptions
 
         options = FuseOptions(
-            fusion, blend, colormap, weight_fixed, aligned, align_only=no_fuse, refine=refine, mirrored=mirrored
+            fusion=fusion,
+            blend=blend,
+            colormap=colormap,
+            weight_fixed=weight_fixed,
+            aligned=aligned,
+            align_only=no_fuse,
+            refine=refine,
+            mirrored=mirrored,
         )
         rows = read_manifest(manifest)
         _check_folder(out)
         model = load_model(weights, device=device)
         check_options(model, options)
 
-        from rich.console import Console
-        from rich.progress import track
-
-        console = Console(stderr=True)
-        results = list(
-            track(
-                run_batch(rows, out, model, options),
-                "fusing",
-                total=len(rows),
-                console=console,
-                disable=not console.is_terminal,
-            )
-        )
+        results = _all_of(run_batch(rows, out, model, options), "fusing", len(rows))
         count = {kind: sum(r.outcome == kind for r in results) for kind in ("ok", "suspect", "skipped", "failed")}
         typer.echo(", ".join(f"{number} {kind}" for kind, number in count.items()) + f": {out}")
         for result in results:
@@ -307,19 +320,7 @@ def metrics(
             if earlier and not overwrite:
                 raise FileExistsError(f"{out} holds {', '.join(earlier)}; choose another folder or pass --overwrite")
 
-        from rich.console import Console
-        from rich.progress import track
-
-        console = Console(stderr=True)
-        scores = list(
-            track(
-                scoring.score_table(rows, cfg, slices=slices),
-                "scoring",
-                total=len(rows),
-                console=console,
-                disable=not console.is_terminal,
-            )
-        )
+        scores = _all_of(scoring.score_table(rows, cfg, slices=slices), "scoring", len(rows))
         summary = scoring.describe_scores(scores, cfg)
         if out is not None:
             scoring.write_scores(out, scores, summary)

@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, replace
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -179,11 +181,7 @@ def open_method(method: Method, *, jobs: int = 1, device: str = "cpu") -> Iterat
             _network(model),
             {
                 "kind": method.kind,
-                "weights": model.record.name,
-                "weights_sha256": model.record.sha256,
-                "calibration_sha256": None if model.trust is None else model.trust.sha256,
-                "preset": model.record.preset,
-                "device": model.device,
+                **model.identity(),
                 "versions": {name: version_of(name) for name in ("bsafusion", "torch")},
             },
         )
@@ -419,8 +417,8 @@ def score_methods(
             claim_folder(path.parent, {**settings, **wanted})
     pairs = [(method, list(cases)) for method in methods for cases in _by_pair(_cases_of(benchmark, method)).values()]
     rows: list[Row] = []
-    with _scorers(benchmark) as scorers:
-        for found in scorers.map(_score_pair, [(str(out), method, cases) for method, cases in pairs]):
+    with _scorers(benchmark) as (scorers, score):
+        for found in scorers.map(score, repeat(out), [method for method, _ in pairs], [cases for _, cases in pairs]):
             rows += found
             if on_pair:
                 on_pair()
@@ -442,23 +440,23 @@ def _by_pair(cases: Iterable[Case]) -> dict[tuple[str, int], list[Case]]:
     return pairs
 
 
-_benchmark: Benchmark | None = None  # of a worker process
+ScorePair = Callable[[Path, Method, Sequence[Case]], list[Row]]
+
+_benchmark: Benchmark | None = None  # of a process that :func:`_scorers` started
 
 
 @contextmanager
-def _scorers(benchmark: Benchmark) -> Iterator[Executor]:
-    """Processes that hold the benchmark; a thread where there is one job, which needs no start."""
+def _scorers(benchmark: Benchmark) -> Iterator[tuple[Executor, ScorePair]]:
+    """Processes that hold the benchmark, and what they are to do; a thread where there is one job, which needs no
+    start."""
     jobs = benchmark.cfg.jobs
-    arguments = (benchmark.path, benchmark.cfg)
     if jobs == 1:
-        global _benchmark
-        _benchmark = benchmark
         with ThreadPoolExecutor(1) as threads:
-            yield threads
+            yield threads, partial(score_pair, benchmark)
         return
-    context = multiprocessing.get_context("spawn")
+    context, arguments = multiprocessing.get_context("spawn"), (benchmark.path, benchmark.cfg)
     with ProcessPoolExecutor(jobs, context, initializer=_start_scorer, initargs=arguments) as processes:
-        yield processes
+        yield processes, _score_pair
 
 
 def _start_scorer(path: Path, cfg: EvaluationCfg) -> None:
@@ -467,9 +465,8 @@ def _start_scorer(path: Path, cfg: EvaluationCfg) -> None:
     _benchmark = Benchmark(path, cfg)
 
 
-def _score_pair(job: tuple[str, Method, list[Case]]) -> list[Row]:
+def _score_pair(out: Path, method: Method, cases: Sequence[Case]) -> list[Row]:
     assert _benchmark is not None
-    out, method, cases = Path(job[0]), job[1], job[2]
     return score_pair(_benchmark, out, method, cases)
 
 

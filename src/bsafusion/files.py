@@ -15,6 +15,9 @@ from typing import Any
 
 PathLike = str | os.PathLike[str]
 
+REPORT = "report.json"
+"""The file by which a result folder is known."""
+
 _LITTER = re.compile(r"\.DS_Store|\.nfs.*|\.[0-9a-f]{8}-.*")
 """What a system, or a writer of ours that was killed (:func:`_temporary_sibling`), leaves in a folder."""
 
@@ -114,29 +117,26 @@ def write_csv(path: PathLike, header: Sequence[str], lines: Iterable[Sequence[An
 
 
 @contextmanager
-def atomic_folder(
-    out: PathLike, *, overwrite: bool = False, marker: str = "report.json", holds: Collection[str] = ()
-) -> Iterator[Path]:
+def atomic_folder(out: PathLike, *, overwrite: bool = False, holds: Collection[str] = ()) -> Iterator[Path]:
     """Give a temporary folder beside ``out``; rename it to ``out`` if all went well, remove it otherwise.
 
     Args:
         out: the folder to make. Its parents are made as needed.
-        overwrite: replace an existing folder, but only one that holds ``marker``, and nothing that is not among
+        overwrite: replace an existing folder, but only one that holds a report, and nothing that is not among
             ``holds``: a wrong path must not cost the user's own files.
-        marker: the file by which a result folder is known.
         holds: names of the files that a result may have.
 
     Raises:
         FileExistsError, NotADirectoryError, PermissionError: as :func:`check_replaceable`.
     """
     out = Path(out)
-    check_replaceable(out, overwrite=overwrite, marker=marker, holds=holds)
+    check_replaceable(out, overwrite=overwrite, holds=holds)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(out)
     temporary.mkdir()
     try:
         yield temporary
-        check_replaceable(out, overwrite=overwrite, marker=marker, holds=holds)
+        check_replaceable(out, overwrite=overwrite, holds=holds)
         if out.exists():
             old = _temporary_sibling(out)
             try:
@@ -153,9 +153,7 @@ def atomic_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_replaceable(
-    out: Path, *, overwrite: bool = False, marker: str = "report.json", holds: Collection[str] = ()
-) -> None:
+def check_replaceable(out: Path, *, overwrite: bool = False, holds: Collection[str] = ()) -> None:
     """Refuse, before any work, what :func:`atomic_folder` could not make or may not replace; the same arguments.
 
     Raises:
@@ -171,10 +169,10 @@ def check_replaceable(
         return
     if not overwrite:
         raise FileExistsError(f"{out} exists and is not empty; choose another folder or allow overwriting")
-    if not (out / marker).is_file():
-        raise FileExistsError(f"{out} has no {marker}, so it is not a result folder; remove it or choose another")
+    if not (out / REPORT).is_file():
+        raise FileExistsError(f"{out} has no {REPORT}, so it is not a result folder; remove it or choose another")
     names = sorted(path.name for path in out.iterdir())
-    others = [name for name in names if name not in {marker, *holds} and not _LITTER.fullmatch(name)]
+    others = [name for name in names if name not in {REPORT, *holds} and not _LITTER.fullmatch(name)]
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise FileExistsError(f"{out} holds {others[0]}{more}, which is no part of a result; move it away first")

@@ -55,6 +55,16 @@ class Model:
     trust: Calibration | None = None
     trust_note: str = "no calibration was loaded; only plain limits judge the result"
 
+    def identity(self) -> dict[str, Any]:
+        """What tells results of one model from those of another, for reports."""
+        return {
+            "weights": self.record.name,
+            "weights_sha256": self.record.sha256,
+            "calibration_sha256": None if self.trust is None else self.trust.sha256,
+            "preset": self.record.preset,
+            "device": self.device,
+        }
+
 
 def load_model(name: str = weights.DEFAULT, *, device: str = "cpu") -> Model:
     """Load shipped weights by name, or a ``.safetensors`` file with its record.
@@ -124,7 +134,16 @@ def fuse(
         RequestError: an unknown task, options that make no sense, or that these weights cannot carry out.
         TypeError: an input is neither a file name nor an image, the model not a :class:`Model`.
     """
-    options = FuseOptions(fusion, blend, colormap, weight_fixed, aligned, align_only, refine, mirrored)
+    options = FuseOptions(
+        fusion=fusion,
+        blend=blend,
+        colormap=colormap,
+        weight_fixed=weight_fixed,
+        aligned=aligned,
+        align_only=align_only,
+        refine=refine,
+        mirrored=mirrored,
+    )
     check_task(task)
     fixed, moving = read_input(fixed, "fixed"), read_input(moving, "moving")
     _check_colours(fixed, moving, options)
@@ -249,14 +268,7 @@ def _trust_note(model: Model, options: FuseOptions) -> str:
 
 def _made_with(model: Model) -> dict[str, Any]:
     """Weights and device, for the report."""
-    return {
-        "weights": model.record.name,
-        "weights_sha256": model.record.sha256,
-        "calibration_sha256": None if model.trust is None else model.trust.sha256,
-        "preset": model.record.preset,
-        "device": model.device,
-        "threads": torch.get_num_threads() if model.device == "cpu" else None,
-    }
+    return {**model.identity(), "threads": torch.get_num_threads() if model.device == "cpu" else None}
 
 
 def check_options(model: Model, options: FuseOptions) -> None:

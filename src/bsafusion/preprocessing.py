@@ -22,7 +22,7 @@ from bsafusion.deformation import DeformationField, MovingFrame, identity_grid, 
 from bsafusion.image import SLICE_POSITION, Geometry, Image, ImageError
 
 Values = TypeVar("Values", NDArray[np.float32], Tensor)
-IntensityMethod = Literal["auto", "minmax", "percentile"]
+IntensityMethod = Literal["auto", "percentile"]
 MatchMethod = Literal["same grid", "physical", "physical spacing, centred", "centred and scaled"]
 
 PERCENTILES = (0.1, 99.9)
@@ -43,7 +43,7 @@ _DISPLAY_DIRECTION = {
 
 @dataclass(frozen=True)
 class IntensityScaling:
-    """``unit = (value - low) / (high - low)``: stored values to about [0, 1] and back, without clipping.
+    """``unit = (value - low) / (high - low)``: stored values to about [0, 1], without clipping.
 
     Raises:
         ValueError: ``low`` and ``high`` are not finite or not in order.
@@ -59,10 +59,6 @@ class IntensityScaling:
     def to_unit(self, array: Values) -> Values:
         """Stored values, any shape, to unit values."""
         return (array - self.low) / (self.high - self.low)
-
-    def from_unit(self, array: Values) -> Values:
-        """Unit values, any shape, to stored values."""
-        return array * (self.high - self.low) + self.low
 
 
 def white_level(image: Image) -> float | None:
@@ -81,14 +77,14 @@ def white_level(image: Image) -> float | None:
 def fit_intensity(image: Image, *, method: IntensityMethod = "auto") -> IntensityScaling:
     """The scaling that puts an image's content into [0, 1]; one for all channels, so hues are kept.
 
-    ``minmax`` takes the extremes. ``percentile`` takes the 0.1 and 99.9 percentiles of the values above the
-    minimum: the background, or what a scanner writes outside its field of view (-2000 in some CT), is a
-    large part of a slice and must not set the lower end. ``auto``: minmax for pictures (:func:`white_level`),
-    percentile for other data, where single voxels can be far off.
+    ``percentile`` takes the 0.1 and 99.9 percentiles of the values above the minimum: the background, or what a
+    scanner writes outside its field of view (-2000 in some CT), is a large part of a slice and must not set the
+    lower end. ``auto`` takes the extremes for pictures (:func:`white_level`), percentiles for other data, where
+    single voxels can be far off.
     """
     array = image.array
     low, high = float(array.min()), float(array.max())
-    if method == "minmax" or (method == "auto" and white_level(image) is not None):
+    if method == "auto" and white_level(image) is not None:
         return IntensityScaling(low, high)
     inner_low, inner_high = (float(value) for value in np.percentile(array[array > low], PERCENTILES))
     # A mask has one value above its minimum and no percentiles to speak of.
@@ -227,14 +223,12 @@ def _centred(fixed: Geometry, moving: Geometry, *, scale: float) -> NDArray[np.f
     return np.column_stack([linear, moving_centre - linear @ fixed_centre])
 
 
-def resample_to_grid(
-    array: NDArray[np.float32], match: GridMatch, shape: tuple[int, ...], *, order: Literal[0, 1] = 1
-) -> NDArray[np.float32]:
+def resample_to_grid(array: NDArray[np.float32], match: GridMatch, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The moving image on the fixed grid.
 
-    Linear interpolation (``order=1``) follows a Gaussian against aliasing where voxels grow; ``order=0``
-    takes the nearest voxel. Outside the moving frame (half a voxel beyond its outer voxel centres) the
-    result is the image's minimum, the background: the border is not smeared outwards.
+    Linear interpolation follows a Gaussian against aliasing where voxels grow. Outside the moving frame (half a
+    voxel beyond its outer voxel centres) the result is the image's minimum, the background: the border is not smeared
+    outwards.
 
     Args:
         array: ``C *S_m``.
@@ -246,7 +240,7 @@ def resample_to_grid(
     """
     if array.shape[1:] == shape and np.array_equal(match.homogeneous(), np.eye(len(shape) + 1)):
         return np.array(array, dtype=np.float32)
-    return _sample_points(array, _map_points(match.homogeneous(), _grid(shape)), nearest=order == 0)
+    return _sample_points(array, _map_points(match.homogeneous(), _grid(shape)), nearest=False)
 
 
 def _grid(shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -35,7 +35,7 @@ def check_task(task: str) -> None:
         raise RequestError(f"unknown task {task!r}; expected {', '.join(TASKS)} or {AUTO}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FuseOptions:
     """How a pair is aligned and its fused picture made; see ``docs/fusion.md`` and ``docs/refinement.md``.
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bsafusion.deformation import DeformationField
 from bsafusion.evidence import Evidence
-from bsafusion.files import atomic_folder, write_json
+from bsafusion.files import REPORT, atomic_folder, write_json
 from bsafusion.image import Image
 from bsafusion.io import PixelType, write_deformation, write_image
 from bsafusion.preprocessing import fit_intensity, white_level
@@ -26,7 +26,7 @@ Array = NDArray[np.float32]
 FILES = (
     *("fused.png", "fused.nii.gz", "aligned.png", "aligned.nii.gz"),
     *("deformation.nii.gz", "deformation_inverse.nii.gz"),
-    *("overview.png", "report.html", "report.json"),
+    *("overview.png", "report.html", REPORT),
 )
 """What a result folder may hold; :func:`expected_files` says what one does."""
 
@@ -127,7 +127,7 @@ class FusionResult:
             sheet.save(folder / "overview.png")
             page = render(self.report, self.panels, self.expected_error)
             (folder / "report.html").write_text(page, encoding="utf-8")
-            write_json(folder / "report.json", self.report)
+            write_json(folder / REPORT, self.report)
         return Path(out)
 
 

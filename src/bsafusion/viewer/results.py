@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from bsafusion.deformation import identity_grid, jacobian_determinant, lengths
+from bsafusion.files import REPORT
 from bsafusion.image import Image, ImageError
 from bsafusion.io import read_deformation, read_image
 from bsafusion.page import picture_of
@@ -27,8 +28,9 @@ from bsafusion.report import ALIGN_ONLY
 from bsafusion.report_page import pictures, words
 from bsafusion.result import FusionResult
 
-REPORT = "report.json"
 PAGE = "report.html"
+MOST_VIEWS = 3
+"""Kept in memory, those asked for last."""
 LARGEST_TEXT = 200 * 2**20
 """Bytes of a report or report page that is read at all."""
 
@@ -87,9 +89,9 @@ def _compact(array: Array) -> Array:
     return levels if np.array_equal(levels, array) else np.ascontiguousarray(array, dtype="<f4")
 
 
-def _image_layer(image: Image, array: Array, unit: str = "") -> Layer:
+def _image_layer(image: Image, array: Array) -> Layer:
     scaling = fit_intensity(image)
-    return Layer(_compact(array), scaling.low, scaling.high, unit)
+    return Layer(_compact(array), scaling.low, scaling.high, "")
 
 
 def _field_layers(displacement: torch.Tensor) -> dict[str, Layer]:
@@ -407,10 +409,10 @@ class Library:
             self._remember(key, view, written)
         return view
 
-    def _remember(self, key: str, view: View, written: Written, most: int = 3) -> None:
+    def _remember(self, key: str, view: View, written: Written) -> None:
         self._views.pop(key, None)
         self._views[key] = view, written
-        while len(self._views) > most:
+        while len(self._views) > MOST_VIEWS:
             self._views.pop(next(iter(self._views)))
 
 
