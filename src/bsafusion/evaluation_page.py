@@ -25,15 +25,14 @@ from bsafusion.evaluation_tables import (
     PAGE,
     PairedRow,
     SummaryRow,
-    arrow,
-    cell,
+    Table,
     compare,
     describe_cfg,
-    difference,
     field_rows,
+    fields_table,
+    fusions_table,
     glance,
-    lookup,
-    number,
+    paired_table,
     render_markdown,
     summarise_rows,
     write_tables,
@@ -41,7 +40,6 @@ from bsafusion.evaluation_tables import (
 from bsafusion.files import write_whole
 from bsafusion.io import read_image
 from bsafusion.metrics import DIRECTIONS, PAPER_METRICS, endpoint_error
-from bsafusion.scoring import ALL
 
 Array = NDArray[np.float32]
 
@@ -310,7 +308,7 @@ def render(
         _paired_section(paired),
         _suspect_section(rows),
         _cases_section(shown, ours),
-        f"<section><h2>Methods</h2>{_table(('method', 'made with'), described)}</section>" if described else "",
+        f"<section><h2>Methods</h2>{_html((('method', 'made with'), described))}</section>" if described else "",
         f"<footer><strong>{NOT_CLINICAL}</strong></footer>",
     ]
     return page.document("Evaluation", body, style=_STYLE)
@@ -373,46 +371,22 @@ def _series(rows: Sequence[Row], metric: str, task: str, names: Sequence[str]) -
 
 
 def _suite_table(suite: str, summary: Sequence[SummaryRow], tasks: Sequence[str]) -> str:
-    of = lookup(summary)
-    parts = []
-    methods = list(dict.fromkeys(r.method for r in summary if r.suite == suite and r.metric == "error"))
-    if methods:
-        columns = ("before", "error", "error_median", "error_p95", "seen", "consistency", "inverse", "folds", "suspect")
-        lines = [
-            [method, task, *(cell(of(method, "", suite, task, name)) for name in (*columns, "failed", "seconds"))]
-            for task in (*tasks, ALL)
-            for method in methods
-        ]
-        parts.append(_table(("method", "task", *columns, "failed", "seconds"), lines))
+    fields = fields_table(summary, suite, tasks)
+    parts = [_html(fields)] if fields else []
     for task in tasks:
-        lines = [
-            [row.method, row.fusion, *(cell(of(row.method, row.fusion, suite, task, name)) for name in PAPER_METRICS)]
-            for row in summary
-            if row.suite == suite and row.task == task and row.metric == PAPER_METRICS[0]
-        ]
-        header = ("method", "fusion", *map(arrow, PAPER_METRICS))
-        parts.append(f"<details><summary>Fusion metrics, {escape(task)}</summary>{_table(header, lines)}</details>")
+        if fusions := fusions_table(summary, suite, task):
+            parts.append(f"<details><summary>Fusion metrics, {escape(task)}</summary>{_html(fusions)}</details>")
     return "".join(parts)
 
 
 def _paired_section(paired: Sequence[PairedRow]) -> str:
-    errors = [row for row in paired if row.metric == "error"]
+    errors = paired_table(paired)
     if not errors:
         return ""
-    lines = [
-        [
-            *(r.suite, r.task, r.other, str(r.n), number(r.mean_ours), number(r.mean_other)),
-            difference(r),
-            f"{r.mean_ours / r.mean_other:.2f}" if r.mean_other else "",
-            f"{r.share_better:.0%}",
-        ]
-        for r in errors
-    ]
-    header = ("suite", "task", "other", "pairs", "ours", "other's", "difference", "ratio", "ours better")
+    ours = escape(paired[0].ours)
     return (
-        f"<section><h2>{escape(errors[0].ours)} and others on the same pairs and draws</h2>"
-        f"<p>Mean endpoint error, px. A negative difference is in favour of {escape(errors[0].ours)}.</p>"
-        f"{_table(header, lines)}</section>"
+        f"<section><h2>{ours} and others on the same pairs and draws</h2>"
+        f"<p>Mean endpoint error, px. A negative difference is in favour of {ours}.</p>{_html(errors)}</section>"
     )
 
 
@@ -430,7 +404,7 @@ def _suspect_section(rows: Sequence[Row]) -> str:
                 lines.append([method, span, str(len(of)), f"{share:.0%}"])
     return (
         "<section><h2>Does it know when it is wrong?</h2><p>The share of results that call themselves suspect, by "
-        f"their true mean error.</p>{_table(('method', 'error', 'results', 'suspect'), lines)}</section>"
+        f"their true mean error.</p>{_html((('method', 'error', 'results', 'suspect'), lines))}</section>"
     )
 
 
@@ -444,7 +418,8 @@ def _cases_section(shown: Sequence[Shown], ours: str | None) -> str:
     return f"<section><h2>Worst and best cases of {escape(ours or '')}</h2>{''.join(cases)}</section>"
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def _html(table: Table) -> str:
+    header, lines = table
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

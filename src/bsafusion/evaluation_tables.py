@@ -24,6 +24,9 @@ SHARES = ("suspect", "failed")
 FIELD_METRICS = (*REGISTRATION_METRICS, "expected_error", "seconds", *SHARES)
 """What is said of a field, whatever is fused with it."""
 
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""A header and the lines below it, cells as text."""
+
 PER_IMAGE, SUMMARY, PAIRED, MARKDOWN, PAGE = "per_image.csv", "summary.csv", "paired.csv", "summary.md", "report.html"
 
 
@@ -280,33 +283,36 @@ def render_markdown(
         glance(summary),
     ]
     for suite in dict.fromkeys(row.suite for row in summary):
-        parts += _fields_of(summary, suite, tasks)
+        if fields := fields_table(summary, suite, tasks):
+            parts += [f"## Fields: {suite}", _markdown(fields)]
         for task in tasks:
-            parts += _fusions_of(summary, suite, task)
-    parts += _paired_errors(paired)
+            if fusions := fusions_table(summary, suite, task):
+                parts += [f"## Fusion: {suite}, {task}", _markdown(fusions)]
+    if errors := paired_table(paired):
+        parts += [f"## Error of {paired[0].ours} and of others on the same pairs and draws", _markdown(errors)]
     if described:
-        parts += ["## Methods", _table(("method", "made with"), described)]
+        parts += ["## Methods", _markdown((("method", "made with"), described))]
     return "\n\n".join(parts) + "\n"
 
 
-_OF_FIELDS = ("before", "error", "error_median", "error_p95", "seen", "consistency", "inverse", *SHARES, "seconds")
+_OF_FIELDS = ("before", "error", "error_median", "error_p95", "seen", "consistency", "inverse", "folds")
 
 
-def _fields_of(summary: Sequence[SummaryRow], suite: str, tasks: Sequence[str]) -> list[str]:
-    """Heading and table of one suite's registrations, or nothing."""
-    of = lookup(summary)
+def fields_table(summary: Sequence[SummaryRow], suite: str, tasks: Sequence[str]) -> Table | None:
+    """One suite's registrations, by task and of all tasks; None where there are none."""
+    of, columns = lookup(summary), (*_OF_FIELDS, *SHARES, "seconds")
     methods = list(dict.fromkeys(row.method for row in summary if row.suite == suite and row.metric == "error"))
     lines = [
-        [m, t, str(row.n), *(cell(of(m, "", suite, t, name)) for name in _OF_FIELDS)]
+        [m, t, str(row.n), *(cell(of(m, "", suite, t, name)) for name in columns)]
+        for t in (*tasks, ALL)
         for m in methods
-        for t in tasks
         if (row := of(m, "", suite, t, "error")) is not None
     ]
-    return [f"## Fields: {suite}", _table(("method", "task", "n", *_OF_FIELDS), lines)] if methods else []
+    return (("method", "task", "n", *columns), lines) if lines else None
 
 
-def _fusions_of(summary: Sequence[SummaryRow], suite: str, task: str) -> list[str]:
-    """Heading and table of the fused pictures of one suite and task, or nothing."""
+def fusions_table(summary: Sequence[SummaryRow], suite: str, task: str) -> Table | None:
+    """The fused pictures of one suite and task; None where there are none."""
     of = lookup(summary)
     lines = [
         [
@@ -319,28 +325,22 @@ def _fusions_of(summary: Sequence[SummaryRow], suite: str, task: str) -> list[st
         if row.suite == suite and row.task == task and row.metric == PAPER_METRICS[0]
     ]
     header = ("method", "fusion", "n", *map(arrow, PAPER_METRICS))
-    return [f"## Fusion: {suite}, {task}", _table(header, lines)] if lines else []
+    return (header, lines) if lines else None
 
 
-def _paired_errors(paired: Sequence[PairedRow]) -> list[str]:
-    """Heading and table of one method's errors beside those of others, or nothing."""
-    errors = [row for row in paired if row.metric == "error"]
+def paired_table(paired: Sequence[PairedRow]) -> Table | None:
+    """One method's errors beside those of others; None where there are none."""
     lines = [
         [
-            f"`{r.suite}`",
-            r.task,
-            r.other,
-            str(r.n),
-            number(r.mean_ours),
-            number(r.mean_other),
-            difference(r),
+            *(r.suite, r.task, r.other, str(r.n), number(r.mean_ours), number(r.mean_other), difference(r)),
+            f"{r.mean_ours / r.mean_other:.2f}" if r.mean_other else "",
             f"{r.share_better:.0%}",
         ]
-        for r in errors
+        for r in paired
+        if r.metric == "error"
     ]
-    header = ("suite", "task", "other", "n", "ours", "other's", "difference", "ours better")
-    heading = [f"## Error of {row.ours} and of others on the same pairs and draws" for row in errors[:1]]
-    return [*heading, _table(header, lines)] if errors else []
+    header = ("suite", "task", "other", "n", "ours", "other's", "difference", "ratio", "ours better")
+    return (header, lines) if lines else None
 
 
 def cell(row: SummaryRow | None) -> str:
@@ -365,6 +365,7 @@ def arrow(metric: str) -> str:
     return f"{metric} {'↑' if DIRECTIONS[metric] == 'up' else '↓ (mean; median)'}"
 
 
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def _markdown(table: Table) -> str:
+    header, lines = table
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

@@ -313,6 +313,14 @@ def total_field(displacement: Tensor, match: GridMatch, fixed: Geometry, moving:
     return DeformationField(torch.from_numpy(total), fixed, MovingFrame.of(moving))
 
 
+def network_field(total: DeformationField, match: GridMatch, moving: Geometry) -> Tensor:
+    """The displacement ``D *S`` that :func:`total_field` was given, voxels of the fixed grid."""
+    fixed = total.geometry
+    grid, back = _grid(fixed.shape), np.linalg.inv(moving.matrix() @ match.homogeneous()) @ fixed.matrix()
+    aim = _map_points(back, grid + total.displacement.double().numpy())
+    return torch.from_numpy((aim - grid).astype(np.float32))
+
+
 def inverse_field(inverse: Tensor, match: GridMatch, fixed: Geometry, moving: Geometry) -> DeformationField:
     """The whole way back, from moving to fixed physical points, as one field on the moving grid.
 

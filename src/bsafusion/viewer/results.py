@@ -18,12 +18,12 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 
-from bsafusion.deformation import identity_grid, jacobian_determinant, lengths
+from bsafusion.deformation import jacobian_determinant, lengths
 from bsafusion.files import REPORT
 from bsafusion.image import Image, ImageError
 from bsafusion.io import read_deformation, read_image
 from bsafusion.page import picture_of
-from bsafusion.preprocessing import fit_intensity, match_grids
+from bsafusion.preprocessing import fit_intensity, match_grids, network_field
 from bsafusion.report import ALIGN_ONLY
 from bsafusion.report_page import pictures, words
 from bsafusion.result import FusionResult
@@ -226,12 +226,7 @@ def _alignment(folder: Path, report: Mapping[str, Any]) -> torch.Tensor:
             "no arrows, no Jacobian: the field includes how the two grids were laid onto each other, which cannot be "
             f"taken out here ({error})"
         ) from error
-    # The way back through preprocessing.total_field: from moving points to the indices that the network aimed at.
-    back = torch.from_numpy(np.linalg.inv(moving.matrix() @ match.homogeneous()) @ field.geometry.matrix())
-    grid = identity_grid(field.geometry.shape, back)
-    there = grid + field.displacement.double()
-    aim: torch.Tensor = torch.tensordot(back[:2, :2], there, dims=1) + back[:2, 2, None, None]
-    return (aim - grid).float()
+    return network_field(field, match, moving)
 
 
 def _stored(folder: Path, name: str) -> Layer:
