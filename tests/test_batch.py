@@ -432,6 +432,21 @@ def test_an_interruption_leaves_no_half_folder_and_the_next_run_goes_on(
     assert outcomes(run(manifest, tmp_path / "out", model)) == ["skipped", "done", "done"]
 
 
+def test_a_fault_of_ours_in_one_row_is_told_with_its_type(
+    tmp_path: Path,
+    manifest: Path,
+    model: Model,
+    second_save_fails: list[BaseException],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    second_save_fails.append(KeyError("panels"))
+    with caplog.at_level("DEBUG", logger="bsafusion"):
+        results = run(manifest, tmp_path / "out", model)
+    assert outcomes(results) == ["done", "failed", "done"]
+    assert results[1].message == "KeyError: 'panels'"
+    assert "in overview" in caplog.text  # the traceback
+
+
 def test_a_full_disk_in_one_row_is_listed(
     tmp_path: Path, manifest: Path, model: Model, second_save_fails: list[BaseException]
 ) -> None:

@@ -605,6 +605,14 @@ def test_a_bad_request_as_users_put_it(tmp_path: Path, good: tuple[Path, Path], 
     assert snapshot(tmp_path) == before
 
 
+def test_a_traceback_is_there_for_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BSAFUSION_DEBUG", "1")
+    done = run_outside("fuse", tmp_path / "a.png", tmp_path / "b.png", "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "Traceback (most recent call last)" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("bsafusion: fixed image: ")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_help_that_cannot_be_written_is_one_line() -> None:
     with open("/dev/full", "w") as full:

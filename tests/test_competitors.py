@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +99,14 @@ def test_a_worker_that_dies_is_started_anew(rigid: tuple[np.ndarray, ...]) -> No
         with pytest.raises(RegistrationError, match="ended with exit code"):
             competitor.register(rigid[0], rigid[1])
         assert not competitor.register(rigid[0], rigid[1]).displacement.any()
+
+
+def test_a_worker_that_dies_says_why(tmp_path: Path) -> None:
+    interpreter = tmp_path / "python"
+    interpreter.write_text("#!/bin/sh\nread request\necho 'no libregistration.so' >&2\nexit 3\n")
+    interpreter.chmod(0o755)
+    with pytest.raises(CompetitorError, match=r"ended with exit code 3: no libregistration.so"):
+        Competitor("identity", interpreter)
 
 
 def test_an_unknown_name_is_refused() -> None:

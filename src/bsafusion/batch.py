@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bsafusion.about import versions
+from bsafusion.errors import log, one_line
 from bsafusion.files import REPORT, check_replaceable, read_csv
 from bsafusion.image import TASKS
 from bsafusion.pipeline import Model, fuse
@@ -117,8 +118,8 @@ def run_batch(rows: list[Row], out: Path, model: Model, options: FuseOptions | N
             result = fuse(row.fixed, row.moving, task=row.task, model=model, **asdict(options))
             result.save(folder, overwrite=True)
         except Exception as error:  # whatever a row's files bring about, the others are to be tried
-            message = " ".join(str(error).split()) or type(error).__name__
-            yield RowResult(row.id, "failed", message + _set_aside(folder))
+            log.debug("row %s", row.id, exc_info=error)
+            yield RowResult(row.id, "failed", one_line(error) + _set_aside(folder))
         else:
             yield RowResult(row.id, "suspect" if result.status == "suspect" else "ok", "; ".join(result.reasons))
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from bsafusion.about import NOT_CLINICAL, version_of
+from bsafusion.errors import log, one_line, show_tracebacks
 from bsafusion.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def _all_of(results: Iterable[T], doing: str, total: int) -> list[T]:
 
 
 def _complain(error: BaseException) -> None:
-    typer.echo(f"bsafusion: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+    log.debug("ended", exc_info=error)
+    typer.echo(f"bsafusion: {one_line(error)}", err=True)
 
 
 @app.command()
@@ -675,6 +677,7 @@ def _terminated(number: int, _frame: Any) -> None:
 def main() -> None:
     """Entry point of the ``bsafusion`` command."""
     keep_freed_memory()
+    show_tracebacks()
     for name in ("SIGTERM", "SIGHUP"):  # the latter where a terminal was closed; Windows has none
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup is obeyed

@@ -69,6 +69,7 @@ class Competitor:
         named = str(python or sys.executable)
         self.name, self.python = name, str(Path(named).absolute()) if os.sep in named else named
         self._folder = tempfile.TemporaryDirectory(prefix="bsafusion-")
+        self._complaints = Path(self._folder.name) / "stderr.txt"
         self._process: subprocess.Popen[str] | None = None
         answer = self._ask({"method": name})
         if "versions" not in answer:
@@ -107,7 +108,9 @@ class Competitor:
         if not line:  # it crashed: the next request starts another
             code = process.wait()
             self._stop()
-            return {"error": f"its process ended with exit code {code}"}
+            said = self._complaints.read_text(encoding="utf-8", errors="replace").split("\n")
+            last = next((f": {line.strip()[:200]}" for line in reversed(said) if line.strip()), "")
+            return {"error": f"its process ended with exit code {code}{last}"}
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -115,17 +118,18 @@ class Competitor:
         if self._process is None:
             environment = {**os.environ, **dict.fromkeys(_THREADS, "1")}
             try:
-                self._process = subprocess.Popen(
-                    # -I: the folder of this package, where io/ lies, must not come before the standard library.
-                    [self.python, "-I", str(_WORKER)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    text=True,
-                    encoding="utf-8",
-                    env=environment,
-                    cwd=self._folder.name,  # elastix leaves files where it works
-                )
+                with self._complaints.open("wb") as complaints:
+                    self._process = subprocess.Popen(
+                        # -I: the folder of this package, where io/ lies, must not come before the standard library.
+                        [self.python, "-I", str(_WORKER)],
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=complaints,
+                        text=True,
+                        encoding="utf-8",
+                        env=environment,
+                        cwd=self._folder.name,  # elastix leaves files where it works
+                    )
             except OSError as error:
                 self._folder.cleanup()
                 raise CompetitorError(

@@ -14,8 +14,9 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 
+from bsafusion.errors import one_line
 from bsafusion.image import Geometry, ImageError, Modality, check_size
-from bsafusion.io.formats import Facts, Pixels, one_line, placed, quiet
+from bsafusion.io.formats import Facts, Pixels, placed, quiet
 
 COLORMAPS = {
     name: f"1.2.840.10008.1.5.{number}"
@@ -67,7 +68,7 @@ def read_dicom(path: Path, labels: bool) -> Pixels:
             raise
         # pydicom raises nearly every type on damaged files.
         except Exception as error:
-            raise ImageError(f"damaged or unsupported DICOM ({one_line(error)}); export it again") from error
+            raise ImageError(f"damaged or unsupported DICOM ({one_line(error)[:200]}); export it again") from error
     meta["transfer_syntax"] = syntax
     return Pixels(array, geometry, dtype, _MODALITY_TAGS.get(tag, Modality.UNKNOWN), meta | facts)
 
@@ -118,7 +119,7 @@ def _dicom_array(dataset: pydicom.Dataset, labels: bool) -> tuple[NDArray[Any], 
         raw = pixel_array(dataset)
     except RuntimeError as error:
         raise ImageError(
-            f'DICOM pixels cannot be decoded ({one_line(error)}); pip install ".[dicom]" in the clone '
+            f'DICOM pixels cannot be decoded ({one_line(error)[:200]}); pip install ".[dicom]" in the clone '
             "or export it uncompressed"
         ) from error
     photometric = str(dataset.PhotometricInterpretation)

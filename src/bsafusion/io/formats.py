@@ -119,11 +119,6 @@ def quiet() -> Iterator[None]:
             log.disabled = before
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, for a message of ours."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def placed(
     shape: tuple[int, int],
     spacing: tuple[float, float],

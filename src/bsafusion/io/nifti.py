@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from bsafusion.deformation import DeformationField, MovingFrame
+from bsafusion.errors import one_line
 from bsafusion.files import PathLike, write_whole
 from bsafusion.image import SLICE_POSITION, Geometry, ImageError, check_size
-from bsafusion.io.formats import Facts, Pixels, one_line, placed, quiet, recognise
+from bsafusion.io.formats import Facts, Pixels, placed, quiet, recognise
 
 _LARGEST_OFFSET = 2**26  # of a NIfTI's voxels; before them are extensions, such as the header of a DICOM
 _MM_PER_UNIT = (1.0, 1000.0, 1.0, 0.001)  # by NIfTI's code: unknown, m, mm, micron
@@ -74,7 +75,7 @@ def _open_nifti(path: Path) -> Iterator[Any]:
         raise
     # nibabel raises many types on damaged headers: KeyError, OverflowError, HeaderDataError.
     except Exception as error:
-        raise ImageError(f"damaged or unsupported NIfTI ({one_line(error)}); export it again") from error
+        raise ImageError(f"damaged or unsupported NIfTI ({one_line(error)[:200]}); export it again") from error
 
 
 def _check_nifti_header(header: Any) -> None:

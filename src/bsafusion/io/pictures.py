@@ -14,9 +14,10 @@ import PIL.TiffImagePlugin
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from bsafusion.errors import one_line
 from bsafusion.files import write_whole
 from bsafusion.image import LARGEST_SIDE, Geometry, ImageError, check_size
-from bsafusion.io.formats import Pixels, one_line, quiet
+from bsafusion.io.formats import Pixels, quiet
 
 _CHANNELS = "TIFF with {} channels; expected 1 (grey) or 3 (RGB); save one of them on its own"
 _TRANSPARENT = "has transparent pixels; expected an opaque image; flatten it onto its background first"
@@ -45,7 +46,7 @@ def read_picture(path: Path, kind: str, labels: bool) -> Pixels:
             raise ImageError(f"damaged or unsupported {kind} (unknown header); export it again") from error
         # Pillow raises nearly every type on damaged files.
         except Exception as error:
-            raise ImageError(f"damaged or unsupported {kind} ({one_line(error)}); export it again") from error
+            raise ImageError(f"damaged or unsupported {kind} ({one_line(error)[:200]}); export it again") from error
 
 
 def _tiff_samples(path: Path) -> tuple[int, str]:

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bsafusion.errors import log
 from bsafusion.image import Image
 from bsafusion.pipeline import Model, fuse, load_model
 from bsafusion.report import ALIGN_AND_FUSE, ALIGN_ONLY, FUSE_ONLY
 from bsafusion.request import FuseOptions, check_task
-from bsafusion.viewer.results import Library, one_line, view_of
+from bsafusion.viewer.results import Library, told, view_of
 
 _STAGES = ("waiting for the model", "{work}", "writing the result", "done")
 _WORK = {ALIGN_AND_FUSE: "aligning and fusing", FUSE_ONLY: "fusing", ALIGN_ONLY: "aligning"}
@@ -79,7 +80,7 @@ class Jobs:
         if not model.done():
             return "loading", ""
         error = model.exception()
-        return ("failed", one_line(error)) if error else ("ready", "")
+        return ("failed", told(error)) if error else ("ready", "")
 
     def start(self, fixed: Image, moving: Image, task: str, options: FuseOptions) -> Job:
         """Begin with a pair.
@@ -135,9 +136,10 @@ class Jobs:
         except _Cancelled:
             return
         except Exception as error:  # the thread's edge: whatever went wrong, the page must hear of it
+            log.debug("fusing failed", exc_info=error)
             with self._lock:
                 if job.state == "running":
-                    job.state, job.message = "failed", one_line(error)
+                    job.state, job.message = "failed", told(error)
 
     def _enter(self, job: Job, stage: int) -> None:
         with self._lock:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from bsafusion.deformation import jacobian_determinant, lengths
+from bsafusion.errors import one_line
 from bsafusion.files import REPORT
 from bsafusion.image import Image, ImageError
 from bsafusion.io import read_deformation, read_image
@@ -38,9 +39,9 @@ Array = NDArray[Any]
 Written = tuple[int, int, int]
 
 
-def one_line(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     """A message for the page: what the library says, on one line; of the system's errors without the path."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    return getattr(error, "strerror", None) or one_line(error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,7 +277,7 @@ class Entry:
         try:
             report = read_report(self.folder)
         except (OSError, ValueError) as error:
-            return {"key": self.key, "name": self.name, "status": "unreadable", "reasons": [one_line(error)]}
+            return {"key": self.key, "name": self.name, "status": "unreadable", "reasons": [told(error)]}
         return {
             **report["alignment"],
             "key": self.key,

@@ -38,7 +38,7 @@ from bsafusion.pipeline import check_device, read_input
 from bsafusion.refinement import MOST_STEPS
 from bsafusion.request import AUTO, CHOICES, FuseOptions, RequestError
 from bsafusion.viewer.jobs import Busy, Jobs
-from bsafusion.viewer.results import Library, files_of, one_line, thumbnail, zip_of
+from bsafusion.viewer.results import Library, files_of, thumbnail, told, zip_of
 from bsafusion.weights import DEFAULT, find
 
 Role = Literal["fixed", "moving"]
@@ -264,7 +264,7 @@ def _add_errors(app: FastAPI) -> None:
     """Whatever goes wrong is one line of JSON for the page."""
 
     def answers(status: int) -> Callable[[Request, Exception], JSONResponse]:
-        return lambda _, error: _error(status, one_line(error))
+        return lambda _, error: _error(status, told(error))
 
     def not_found(_: Request, __: Exception) -> JSONResponse:
         return _error(404, "no such result, file or image; reload the page")
