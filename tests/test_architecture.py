@@ -23,6 +23,7 @@ ORDER = (
     {"io.dicom", "io.nifti", "io.pictures"},
     {"io"},
     {"preprocessing"},
+    {"canonical"},
     {"models", "models.layers"},
     {"models.encoder"},
     {"models.representation"},

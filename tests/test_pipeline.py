@@ -197,14 +197,30 @@ def test_the_whole_field_joins_grids_of_different_size() -> None:
     np.testing.assert_allclose(result.field.displacement.numpy(), expected, atol=1e-3)
 
 
-def test_a_field_between_scans_is_in_voxels_and_its_file_in_mm(tmp_path: Path) -> None:
-    geometry = Geometry(SHAPE, (0.5, 2.0), (10.0, -20.0), ((-1.0, 0.0), (0.0, 1.0)), plane="axial")
+@pytest.mark.parametrize("direction", [((1.0, 0.0), (0.0, 1.0)), ((-1.0, 0.0), (0.0, 1.0)), ((0.0, -1.0), (1.0, 0.0))])
+def test_a_field_between_scans_is_in_voxels_and_its_file_in_mm(
+    tmp_path: Path, direction: tuple[tuple[float, float], tuple[float, float]]
+) -> None:
+    geometry = Geometry(SHAPE, (0.5, 0.5), (10.0, -20.0), direction, plane="axial")
     fixed, moving = (image_of(scan(SHAPE, seed=s).astype(np.float32), geometry=geometry) for s in (0, 1))
     out = fuse(fixed, moving, model=known_model((3.0, -5.0))).save(tmp_path / "out")
     field = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "deformation.nii.gz")))
-    # x: -5 voxels of 0.5 mm along -x; y: 3 voxels of 2 mm along y.
-    np.testing.assert_allclose(field[..., 0], 2.5, atol=1e-3)
-    np.testing.assert_allclose(field[..., 1], 6.0, atol=1e-3)
+    # Of the picture as displayed, however it is stored: 5 pixels to the left, 3 down, each 0.5 mm.
+    np.testing.assert_allclose(field[..., 0], -2.5, atol=1e-3)
+    np.testing.assert_allclose(field[..., 1], 1.5, atol=1e-3)
+
+
+def test_a_field_between_scans_with_oblong_pixels_is_in_mm(tmp_path: Path) -> None:
+    geometry = Geometry((33, 81), (0.5, 1.0), (10.0, -20.0), ((1.0, 0.0), (0.0, 1.0)), plane="axial")
+    fixed, moving = (image_of(scan((33, 81), seed=s).astype(np.float32), geometry=geometry) for s in (0, 1))
+    result = fuse(fixed, moving, model=known_model((3.0, -5.0)))
+    assert result.fused is not None
+    assert result.fused.shape == (1, 33, 81)
+    np.testing.assert_allclose(result.displacement[0], 1.5, atol=1e-3)  # 3 square pixels of 0.5 mm
+    np.testing.assert_allclose(result.displacement[1], -5, atol=1e-3)
+    assert "pixels made square (81 x 65)" in result.report["grid"]["note"]
+    field = sitk.GetArrayFromImage(sitk.ReadImage(str(result.save(tmp_path / "out") / "deformation.nii.gz")))
+    np.testing.assert_allclose(field, np.broadcast_to([-2.5, 1.5], field.shape), atol=1e-3)
 
 
 @pytest.mark.parametrize("moving_shape", [SHAPE, (65, 81), (40, 33), (162, 130)])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bsafusion import weights
 from bsafusion.about import versions
+from bsafusion.canonical import Canonical, canonical
 from bsafusion.colour import check_hue, colourise, overlay, recolour, split_colour, steer
 from bsafusion.evidence import measure_evidence
 from bsafusion.image import TASKS, Image, ImageError, Modality, luma_of
@@ -155,27 +156,30 @@ def fuse(
     grids = (match, fixed.geometry, moving.geometry)
     on_grid = resample_to_grid(moving.array, match, fixed.geometry.shape)
     luma_fixed = _unit_luma(fixed, fixed.array)
-    pictures = _pictures(model, luma_fixed, moving, on_grid, match)
+    grid = canonical(fixed.geometry)
+    pictures = _pictures(model, grid, luma_fixed, moving, on_grid, match)
     found = model.network.predict_alignment(*pictures, **_how(options))
-    displacement = found.alignment.displacement[0].float().cpu()
-    field, inverse = total_field(displacement, *grids), inverse_field(found.alignment.inverse[0].float(), *grids)
+    ways = (found.alignment.displacement, found.alignment.inverse)
+    displacement, back = (grid.give_back_field(way.float().cpu())[0] for way in ways)
+    field, inverse = total_field(displacement, *grids), inverse_field(back, *grids)
     # The moving image itself: what was brought to the fixed grid ends where that does.
     carried = apply_field(field, moving)
     luma_aligned = _unit_luma(moving, carried)
     drawn, fused, colour = None, None, None
     if options.network_fuses:
-        tensor = torch.from_numpy(luma_aligned)[None, None].to(model.device)
-        drawn = model.network.predict_fusion(pictures[0], tensor, found)[0, 0].float().cpu().numpy()
+        tensor = grid.see(torch.from_numpy(luma_aligned)[None, None]).to(model.device)
+        drawn = grid.give_back(model.network.predict_fusion(pictures[0], tensor, found).float().cpu())[0, 0].numpy()
     if not options.align_only:
         fused, colour = _picture(options, fixed, moving, carried, drawn)
+    partner = has_partner(displacement, match, moving.geometry)
     evidence = measure_evidence(
         found.alignment,
-        luma_fixed,
-        luma_aligned,
-        partner=has_partner(displacement, match, moving.geometry),
+        _turned(grid, luma_fixed),
+        _turned(grid, luma_aligned),
+        partner=_turned(grid, partner.astype(np.float32)) > 0.5,
         aligned_already=options.aligned,
     )
-    longer_side = max(fixed.geometry.shape)
+    longer_side = max(grid.shape)
     seen = _seen_as(found.representation)
     status, reasons = verdict(
         evidence,
@@ -190,7 +194,7 @@ def fuse(
     report = describe(
         fixed=fixed,
         moving=moving,
-        match=match,
+        match=replace(match, note=f"{match.note} {grid.note}".rstrip()),
         evidence=evidence,
         trust=describe_trust(evidence, longer_side, trust=model.trust, note=_trust_note(model, options)),
         status=status,
@@ -210,7 +214,7 @@ def fuse(
         aligned=carried,
         field=field,
         inverse=inverse,
-        expected_error=None if error is None else error[0, 0].float().cpu().numpy(),
+        expected_error=None if error is None else grid.give_back(error.float().cpu())[0, 0].numpy(),
         evidence=evidence,
         status=status,
         reasons=reasons,
@@ -240,15 +244,20 @@ def _matched_grids(fixed: Image, moving: Image) -> GridMatch:
     return replace(match, note=f"{match.note} By their positions the two slices are {apart:.0f} mm apart.")
 
 
+def _turned(grid: Canonical, array: Array) -> Array:
+    """``H W`` as the network sees it."""
+    return np.ascontiguousarray(grid.see(torch.from_numpy(array)[None, None])[0, 0].numpy())
+
+
 def _pictures(
-    model: Model, luma_fixed: Array, moving: Image, on_grid: Array, match: GridMatch
+    model: Model, grid: Canonical, luma_fixed: Array, moving: Image, on_grid: Array, match: GridMatch
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the network sees of ``luma_fixed`` (``H W``) and of the moving image on that grid (``C H W``)."""
+    """What the network sees of ``luma_fixed`` (``H W``) and of the moving image on the fixed grid (``C H W``)."""
     if float(np.ptp(_unit_luma(moving, on_grid))) == 0:
         raise ImageError(
             f"{moving.source}: nothing of it but background falls on the fixed grid ({match.note}); check the positions"
         )
-    fixed, seen = (torch.from_numpy(picture)[None] for picture in (luma_fixed[None], _seen(moving, on_grid)))
+    fixed, seen = (grid.see(torch.from_numpy(a)[None]) for a in (luma_fixed[None], _seen(moving, on_grid)))
     return fixed.to(model.device), seen.to(model.device)
 
 

@@ -31,7 +31,7 @@ SMALLEST_OVERLAP = 0.25
 
 # What a picture is taken to show when nothing else is known: the display convention of radiology.
 # Columns of the direction matrix: where x (rightwards) and y (downwards) point in the plane's own two axes.
-_DISPLAY_DIRECTION = {
+DISPLAY_DIRECTION = {
     "axial": np.diag([1.0, 1.0]),
     "coronal": np.diag([1.0, -1.0]),
     "sagittal": np.diag([1.0, -1.0]),
@@ -189,13 +189,13 @@ def _directions(fixed: Geometry, moving: Geometry) -> tuple[NDArray[np.float64],
         return known[0], known[1]
     if len(fixed.shape) == 3:
         return np.eye(3), np.eye(3)
-    display = _DISPLAY_DIRECTION[fixed.plane or moving.plane or "axial"]
+    display = DISPLAY_DIRECTION[fixed.plane or moving.plane or "axial"]
     # A small angulation of the positioned image says nothing about how the other one was cut.
-    nearest = [_nearest_axes(matrix) for matrix in known]
+    nearest = [nearest_axes(matrix) for matrix in known]
     return (nearest[0], display) if fixed.positioned else (display, nearest[1])
 
 
-def _nearest_axes(direction: NDArray[np.float64]) -> NDArray[np.float64]:
+def nearest_axes(direction: NDArray[np.float64]) -> NDArray[np.float64]:
     """The nearest direction matrix along the axes: flips and transposes without rotation."""
     rows, columns = scipy.optimize.linear_sum_assignment(-np.abs(direction))
     nearest = np.zeros_like(direction)
@@ -206,7 +206,7 @@ def _nearest_axes(direction: NDArray[np.float64]) -> NDArray[np.float64]:
 def _fitting_scale(fixed: Geometry, moving: Geometry) -> float:
     """Fixed units per moving unit at which the moving frame just fits into the fixed one."""
     fixed_direction, moving_direction = _directions(fixed, moving)
-    turn = _nearest_axes(fixed_direction.T @ moving_direction)
+    turn = nearest_axes(fixed_direction.T @ moving_direction)
     fixed_extent = np.asarray(fixed.shape[::-1]) * np.asarray(fixed.spacing)
     moving_extent = np.abs(turn) @ (np.asarray(moving.shape[::-1]) * np.asarray(moving.spacing))
     return float((fixed_extent / moving_extent).min())

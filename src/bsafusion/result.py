@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bsafusion.canonical import canonical
 from bsafusion.deformation import DeformationField
 from bsafusion.evidence import Evidence
 from bsafusion.files import REPORT, atomic_folder, write_json
@@ -64,12 +65,16 @@ class FusionResult:
     displacement: torch.Tensor  # 2 H W, voxels of the fixed grid, without the grids' own placement
 
     def _panel(self, image: Image, array: Array) -> Array:
-        unit = np.clip(fit_intensity(image).to_unit(array), 0, 1)
-        return np.repeat(unit, 3, axis=0) if len(unit) == 1 else unit
+        return self._shown(np.clip(fit_intensity(image).to_unit(array), 0, 1))
+
+    def _shown(self, picture: Array) -> Array:
+        """``C H W`` on the fixed grid as ``3 H W`` on the one of :mod:`bsafusion.canonical`."""
+        upright: Array = canonical(self.fixed.geometry).see(torch.from_numpy(picture)[None])[0].numpy()
+        return np.repeat(upright, 3, axis=0) if len(upright) == 1 else upright
 
     @cached_property
     def panels(self) -> dict[str, tuple[str, Array]]:
-        """What the overview shows, each a name and a picture ``3 H W`` in [0, 1].
+        """What the overview shows, each a name and a picture ``3 H W`` in [0, 1], upright and with square pixels.
 
         ``fixed``, ``moving``, ``aligned``, ``fused``, ``checkerboard`` and ``grid``: without aligned and grid where
         alignment was skipped, without fused where only alignment was asked for.
@@ -86,13 +91,12 @@ class FusionResult:
         if not skipped:
             panels["aligned"] = ("moving, aligned", aligned)
         if self.fused is not None:
-            fused = np.repeat(self.fused, 3, axis=0) if len(self.fused) == 1 else self.fused
-            panels["fused"] = (self.options.caption(), fused)
+            panels["fused"] = (self.options.caption(), self._shown(self.fused))
         squares = f"checkerboard of fixed and {'moving' if skipped else 'aligned'}"
         panels["checkerboard"] = (squares, checkerboard(fixed, aligned))
         if not skipped:
             lines = deformed_grid(self.displacement, max(max(self.displacement.shape) // 16, 4))
-            panels["grid"] = ("deformed grid", lines)
+            panels["grid"] = ("deformed grid", self._shown(lines))
         return panels
 
     def save(self, out: str | Path, *, overwrite: bool = False) -> Path:
@@ -125,7 +129,8 @@ class FusionResult:
             write_deformation(folder / "deformation_inverse.nii.gz", self.inverse)
             sheet = overview(list(self.panels.values()), self.status, self.reasons, mode=self.options.mode)
             sheet.save(folder / "overview.png")
-            page = render(self.report, self.panels, self.expected_error)
+            error = None if self.expected_error is None else self._shown(self.expected_error[None])[0]
+            page = render(self.report, self.panels, error)
             (folder / "report.html").write_text(page, encoding="utf-8")
             write_json(folder / REPORT, self.report)
         return Path(out)
