@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -85,6 +86,36 @@ def test_the_files_of_a_pair_must_show_one_frame(
         return
     with pytest.raises(DatasetError, match=r"pet-mri 1: .*mri\.nii\.gz and pet\.nii\.gz do not show the same frame"):
         PairSet([pair], side=SIDE)
+
+
+def test_slices_of_a_pair_that_lie_apart_are_refused(tmp_path: Path) -> None:
+    files = []
+    for name, level in (("mri.nii.gz", 0.0), ("pet.nii.gz", 50.0)):
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+        affine[2, 3] = level
+        nib.save(nib.Nifti1Image(scan((64, 64)).T[..., None].astype(np.float32), affine), tmp_path / name)  # type: ignore[no-untyped-call]
+        files.append(tmp_path / name)
+    with pytest.raises(DatasetError, match=r"pet-mri 1: .* up to 50 mm apart, across them; expected one slice"):
+        PairSet([Pair("1", "pet-mri", *files, "train", "a")], side=SIDE)
+
+
+@pytest.mark.parametrize("moving_has_place", [True, False])
+def test_pairs_are_seen_upright_however_files_store_them(tmp_path: Path, moving_has_place: bool) -> None:
+    ramp = np.linspace(0.2, 1, 40)[:, None]  # brighter below
+    upright, other = (ramp * scan((40, 64), seed=seed) for seed in (0, 1))
+    from_below = np.diag([-1.0, 1.0, 1.0, 1.0])  # LAS: rows grow to the front
+    nib.save(nib.Nifti1Image(upright[::-1].T[..., None].astype(np.float32), from_below), tmp_path / "mri.nii.gz")  # type: ignore[no-untyped-call]
+    if moving_has_place:
+        moving = tmp_path / "pet.nii.gz"
+        nib.save(nib.Nifti1Image(other[::-1].T[..., None].astype(np.float32), from_below), moving)  # type: ignore[no-untyped-call]
+    else:
+        moving = tmp_path / "pet.png"
+        write_image(moving, other[None, ::-1].astype(np.float32), dtype="uint8", value_range=(0, 255))
+    stored = PairSet([Pair("1", "pet-mri", tmp_path / "mri.nii.gz", moving, "train", "a")], side=64)
+    for images, expected in ((stored.fixed, upright), (stored.moving, other)):
+        found = images[0, 0, 12:52].double()
+        assert np.corrcoef(found.flatten(), expected.flatten())[0, 1] > 0.99
+        assert np.corrcoef(found.flip(0).flatten(), expected.flatten())[0, 1] < 0.9
 
 
 def test_what_lies_beyond_the_range_of_a_scan_is_black_or_white(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import bsafusion
 from bsafusion import deformation
 from bsafusion.colour import colourise, split_colour
 from bsafusion.evidence import measure_evidence
-from bsafusion.image import Geometry, Image, ImageError, Modality
+from bsafusion.image import Geometry, Image, ImageError, Modality, slice_geometry
 from bsafusion.io import read_colormap, read_image
 from bsafusion.metrics import fusion_metrics, head_mask
 from bsafusion.models.bsafusion import BSAFusion, paper
@@ -965,12 +965,38 @@ def test_a_fixed_image_that_is_no_mri_is_suspect() -> None:
 
 
 def test_slices_from_different_levels_are_said_to_be_apart() -> None:
-    fixed, moving = (image_of(scan(SHAPE, seed=seed), geometry=millimetres(SHAPE)) for seed in (0, 1))
-    placed = [replace(image, meta={"slice_position_mm": mm}) for image, mm in ((fixed, -30.0), (moving, 120.0))]
-    note = fuse(*placed, model=known_model()).report["grid"]["note"]
-    assert note.endswith("By their positions the two slices are 150 mm apart.")
-    assert "apart" not in fuse(placed[0], moving, model=known_model()).report["grid"]["note"]
-    assert "apart" not in fuse(placed[0], placed[0], model=known_model()).report["grid"]["note"]
+    def at(level: float, seed: int, tilt: float = 0.0) -> Image:
+        """Axial, turned by ``tilt`` radians about the left-right axis through its centre."""
+        down, centre = np.array([0, np.cos(tilt), np.sin(tilt)]), (SHAPE[0] - 1) / 2
+        geometry, _, _ = slice_geometry(
+            shape=SHAPE,
+            spacing=(1.0, 1.0),
+            origin=np.array([0, 0, level]) - centre * (down - [0, 1, 0]),
+            x_axis=np.array([1.0, 0, 0]),
+            y_axis=down,
+            through=np.array([0, 0, 5.0]),
+        )
+        return image_of(scan(SHAPE, seed=seed), geometry=geometry)
+
+    def note(fixed: Image, moving: Image) -> str:
+        return str(fuse(fixed, moving, model=known_model()).report["grid"]["note"])
+
+    told = "By their positions the two slices are up to {} mm apart, across them."
+    assert note(at(-30, 0), at(120, 1)).endswith(told.format(150))
+    assert note(at(0, 0, 0.3), at(0, 1)).endswith(told.format(round((SHAPE[0] - 1) / 2 * np.sin(0.3))))
+    unplaced = image_of(scan(SHAPE, seed=1), geometry=millimetres(SHAPE))
+    assert "apart" not in note(at(-30, 0), unplaced) + note(at(-30, 0), at(-30, 1)) + note(at(0, 0, 0.3), at(0, 1, 0.3))
+
+
+def test_an_orientation_that_is_assumed_is_told() -> None:
+    placed = image_of(scan(SHAPE), geometry=millimetres(SHAPE))
+    unknown = replace(millimetres(SHAPE), positioned=False, plane=None)
+    for geometry in (unknown, Geometry.picture(SHAPE)):
+        other = image_of(scan(SHAPE, seed=1), geometry=geometry)
+        for pair, name in (((placed, other), "moving"), ((other, placed), "fixed")):
+            note = fuse(*pair, model=known_model()).report["grid"]["note"]
+            assert f"The orientation of the {name} image is not known; it is taken as radiology displays it." in note
+        assert "orientation" not in fuse(other, other, model=known_model()).report["grid"]["note"]
 
 
 def test_identical_images_without_displacement_are_ok() -> None:

@@ -79,22 +79,28 @@ class Canonical:
         return field.transpose(-1, -2).flip(1) if self.transposed else field
 
 
-def canonical(geometry: Geometry) -> Canonical:
+def canonical(geometry: Geometry, *, like: Geometry | None = None, square: bool = True) -> Canonical:
     """Upright where the file tells the orientation; with square pixels where it tells millimetres.
 
     The finer of both spacings is kept, unless a side became longer than an image may be.
+
+    Args:
+        geometry: of a 2-D grid.
+        like: the grid whose orientation is taken, left out for that of ``geometry`` itself.
+        square: whether pixels become square.
     """
+    oriented = like or geometry
     (height, width), (across, down) = geometry.shape, geometry.spacing
     transposed, flipped = False, (False, False)
-    if geometry.positioned and geometry.plane is not None:
+    if oriented.positioned and oriented.plane is not None:
         # Column k: along which stored axis, (x, y), the k-th axis of the display runs.
-        turn = nearest_axes(np.asarray(geometry.direction)).T @ DISPLAY_DIRECTION[geometry.plane]
+        turn = nearest_axes(np.asarray(oriented.direction)).T @ DISPLAY_DIRECTION[oriented.plane]
         transposed = bool(turn[0, 0] == 0)
         flipped = bool(turn[:, 1].sum() < 0), bool(turn[:, 0].sum() < 0)
     if transposed:
         height, width, across, down = width, height, down, across
     turned = (height, width)
-    if max(across, down) <= SQUARE * min(across, down):
+    if not square or max(across, down) <= SQUARE * min(across, down):
         return Canonical(transposed, flipped, turned, turned)
     extent = (height - 1) * down, (width - 1) * across
     unit = max(min(across, down), max(extent) / (LARGEST_SIDE - 1))

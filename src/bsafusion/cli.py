@@ -155,6 +155,7 @@ def fuse(
 
         from bsafusion import pipeline
         from bsafusion.files import check_replaceable
+        from bsafusion.preprocessing import slices_apart
         from bsafusion.request import FuseOptions, check_task
         from bsafusion.result import FILES
 
@@ -177,6 +178,13 @@ def fuse(
         result = pipeline.fuse(image_fixed, image_moving, task=task, model=model, **asdict(options))
         result.save(out, overwrite=overwrite)
         _say(result, out, time.perf_counter() - started)
+        apart = slices_apart(image_fixed, image_moving)
+        _say_apart(apart, "by their positions the two slices are up to {:.0f} mm apart")
+
+
+def _say_apart(millimetres: float | None, told: str) -> None:
+    if millimetres is not None and millimetres > 1:
+        typer.echo(f"note: {told.format(millimetres)}; check the slice", err=True)
 
 
 def _check_folder(out: Path) -> None:
@@ -264,13 +272,8 @@ def warp(
         field = read_deformation(deformation)
         source = read_image(image, slice_index=image_slice, labels=labels)
         carried = apply_field(field, source, nearest=labels)
-        astray = slice_astray(field, source)
-        if astray is not None and astray > 1:
-            typer.echo(
-                f"note: by its position this slice lies {astray:.0f} mm from the one that the field was made for; "
-                "check the slice",
-                err=True,
-            )
+        told = "by its position this slice lies {:.0f} mm from the one that the field was made for"
+        _say_apart(slice_astray(field, source), told)
         write_like(out, carried, source, geometry=field.geometry)
         typer.echo(str(out))
 

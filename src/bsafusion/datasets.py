@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bsafusion.canonical import canonical
 from bsafusion.colour import split_colour
 from bsafusion.deformation import affine_field, compose, warp
 from bsafusion.files import PathLike, read_csv
@@ -26,7 +27,7 @@ from bsafusion.image import TASKS, Geometry, Image, luma_of
 from bsafusion.io import read_image
 from bsafusion.metrics import head_mask
 from bsafusion.models.representation import MODALITIES
-from bsafusion.preprocessing import fit_intensity, match_grids, resample_to_grid
+from bsafusion.preprocessing import fit_intensity, match_grids, resample_to_grid, slices_apart
 
 _COLUMNS = "task,fixed,moving[,id,slice,split,case]"
 
@@ -349,15 +350,18 @@ class PairSet:
 
 def _load(pair: Pair, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     fixed, moving = read_image(pair.fixed), read_image(pair.moving)
-    grid = type(fixed.geometry).picture((side, side))
-    # Training happens on pictures: whatever the file says of millimetres, the pair already lies on one grid.
-    picture_fixed = type(fixed.geometry).picture(fixed.geometry.shape)
-    picture_moving = type(fixed.geometry).picture(moving.geometry.shape)
+    grid = Geometry.picture((side, side))
     _check_frames(pair, fixed, moving)
+    # The pair already lies on one frame; it is seen upright and with square pixels, as by ``fuse``.
+    like = next((image.geometry for image in (fixed, moving) if image.geometry.positioned), None)
+    square = fixed.geometry.physical and moving.geometry.physical
     shown = []
-    for image, geometry in ((fixed, picture_fixed), (moving, picture_moving)):
+    for image in (fixed, moving):
+        turn = canonical(image.geometry, like=like, square=square)
         unit = fit_intensity(image).to_unit(image.array).astype(np.float32)
-        shown.append(np.clip(resample_to_grid(unit, match_grids(grid, geometry), grid.shape), 0, 1))
+        seen = turn.see(torch.from_numpy(unit)[None])[0].numpy()
+        match = match_grids(grid, Geometry.picture(turn.shape))
+        shown.append(np.clip(resample_to_grid(seen, match, grid.shape), 0, 1))
     luma = [np.round(luma_of(picture) * 255).astype(np.uint8) for picture in shown]
     mask = head_mask(*luma).astype(np.uint8)
     chroma = np.zeros((2, side, side))
@@ -377,6 +381,12 @@ def _check_frames(pair: Pair, fixed: Image, moving: Image) -> None:
     corners = np.array([[y, x, 1.0] for y in (0, height - 1) for x in (0, width - 1)])
     apart = float(np.abs(corners @ (placed.affine - shown.affine).T).max())
     voxel = max(1.0, float(np.abs(shown.affine[:, :2]).max()))  # the larger of the two, in moving voxels
+    across = slices_apart(fixed, moving) or 0.0
+    if across > 1:
+        raise DatasetError(
+            f"{pair.task} {pair.id}: by their positions {pair.fixed.name} and {pair.moving.name} are up to "
+            f"{across:.0f} mm apart, across them; expected one slice; reformat the moving image to the fixed one's"
+        )
     if placed.method not in ("same grid", "physical") or apart > voxel:
         raise DatasetError(
             f"{pair.task} {pair.id}: by their positions {pair.fixed.name} and {pair.moving.name} do not show the same "

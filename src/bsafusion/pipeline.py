@@ -241,7 +241,8 @@ def _matched_grids(fixed: Image, moving: Image) -> GridMatch:
     match, apart = match_grids(fixed.geometry, moving.geometry), slices_apart(fixed, moving)
     if apart is None or apart <= 1:
         return match
-    return replace(match, note=f"{match.note} By their positions the two slices are {apart:.0f} mm apart.")
+    told = f"By their positions the two slices are up to {apart:.0f} mm apart, across them."
+    return replace(match, note=f"{match.note} {told}")
 
 
 def _turned(grid: Canonical, array: Array) -> Array:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bsafusion.deformation import DeformationField, MovingFrame, identity_grid, inside_frame, sample
-from bsafusion.image import SLICE_POSITION, Geometry, Image, ImageError
+from bsafusion.image import Geometry, Image, ImageError
 
 Values = TypeVar("Values", NDArray[np.float32], Tensor)
 IntensityMethod = Literal["auto", "percentile"]
@@ -143,7 +143,10 @@ def match_grids(fixed: Geometry, moving: Geometry) -> GridMatch:
     if _same_grid(fixed, moving):
         identity = np.eye(len(fixed.shape) + 1)[:-1]
         return GridMatch(identity, "same grid", "Both images lie on the same grid; nothing was resampled.")
-    reason = "the position of at least one image is not known"
+    reason, assumed = "the position of at least one image is not known", ""
+    if fixed.positioned != moving.positioned:
+        unknown = "moving" if fixed.positioned else "fixed"
+        assumed = f" The orientation of the {unknown} image is not known; it is taken as radiology displays it."
     if fixed.positioned and moving.positioned:
         overlap = _overlap(fixed, moving)
         if overlap >= SMALLEST_OVERLAP:
@@ -152,10 +155,10 @@ def match_grids(fixed: Geometry, moving: Geometry) -> GridMatch:
             return GridMatch(affine, "physical", note)
         reason = f"by their positions the frames overlap by only {overlap:.0%}"
     if fixed.physical and moving.physical:
-        note = f"Centred on each other at true mm, because {reason}."
+        note = f"Centred on each other at true mm, because {reason}.{assumed}"
         return GridMatch(_centred(fixed, moving, scale=1.0), "physical spacing, centred", note)
     scale = _fitting_scale(fixed, moving)
-    note = f"Centred on each other and scaled by {scale:.3g}, because a picture has no millimetres."
+    note = f"Centred on each other and scaled by {scale:.3g}, because a picture has no millimetres.{assumed}"
     return GridMatch(_centred(fixed, moving, scale=scale), "centred and scaled", note)
 
 
@@ -340,12 +343,17 @@ def inverse_field(inverse: Tensor, match: GridMatch, fixed: Geometry, moving: Ge
 def slices_apart(fixed: Image, moving: Image) -> float | None:
     """Millimetres between two slices, across them, by the positions in their files; None where one has none.
 
-    Two scanners rarely share their origin, so this is for the reader to judge.
+    The most that a corner of the fixed slice is from the plane of the moving one: slices that are tilted against each
+    other are apart, too. Two scanners rarely share their origin, so this is for the reader to judge.
     """
-    places = [image.meta.get(SLICE_POSITION) for image in (fixed, moving)]
-    if fixed.geometry.plane != moving.geometry.plane or None in places:
+    placements = [image.geometry.placement for image in (fixed, moving)]
+    if fixed.geometry.plane != moving.geometry.plane or placements[0] is None or placements[1] is None:
         return None
-    return abs(float(places[0] or 0) - float(places[1] or 0))
+    lies, plane = (np.asarray(placement) for placement in placements)
+    height, width = fixed.geometry.shape
+    corners = np.array([[x, y, 0, 1] for x in (0, width - 1) for y in (0, height - 1)]) @ lies.T
+    normal = np.cross(plane[:, 0], plane[:, 1])
+    return float(np.abs((corners - plane[:, 3]) @ normal).max() / np.linalg.norm(normal))
 
 
 def slice_astray(field: DeformationField, image: Image) -> float | None:
