@@ -93,6 +93,11 @@ def test_networks_that_would_not_be_what_their_names_say_are_refused(
     assert not (tmp_path / "folds").exists()
 
 
+def test_pairs_that_were_trained_on_are_no_test(pairs_csv: Path, tmp_path: Path, training_cfg: BSAFusionCfg) -> None:
+    with pytest.raises(EvaluationError, match=r"split 'train' holds the pairs that are trained on"):
+        train_folds(pairs_csv, tmp_path, 2, cfg=CFG, model_cfg=training_cfg, split="train")
+
+
 @pytest.fixture(scope="module")
 def trained(
     pairs_csv: Path, training_cfg: BSAFusionCfg, tmp_path_factory: pytest.TempPathFactory

@@ -575,6 +575,44 @@ def test_the_command_predicts_scores_and_writes_the_tables(pairs_csv: Path, tmp_
     assert snapshot(tmp_path / "out") == before
 
 
+def test_files_of_others_are_left_alone(pairs_csv: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/report.html").write_text("of a fusion")
+    result = CliRunner().invoke(app, ["evaluate", str(pairs_csv), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "holds report.html, which no evaluation has written" in result.output
+    assert snapshot(tmp_path / "out") == {"report.html": b"of a fusion"}
+
+
+def test_damaged_files_of_an_earlier_run_are_named(pairs_csv: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", pairs_csv, "-o", tmp_path / "out", "--methods", "identity", "--side", SIDE]
+    arguments += ["--suites", "paper", "--draws", 1, "--fusions", "average", "--limit", 1]
+
+    def run() -> Any:
+        return CliRunner().invoke(app, [str(a) for a in arguments])
+
+    assert run().exit_code == 0
+    scores = sorted((tmp_path / "out/scores").rglob("*.json"))
+    before = snapshot(tmp_path / "out")
+    for path in scores:
+        path.write_text("")
+    assert run().exit_code == 0
+    assert snapshot(tmp_path / "out") == before
+    for name in ("field.npz", "prediction.json", "fused-average.png", "settings.json"):
+        path = next((tmp_path / "out/predictions").rglob(name))
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        for kept in scores:
+            kept.unlink(missing_ok=True)
+        result = run()
+        assert result.exit_code == 2, name
+        assert result.output.startswith(f"bsafusion: {path} cannot be read ("), result.output
+        assert result.output.count("\n") == 1
+        path.write_bytes(whole)
+    assert run().exit_code == 0
+    assert snapshot(tmp_path / "out") == before
+
+
 def test_the_command_passes_every_option_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = EvaluationCfg("train", ("rigid", "large"), 5, 2, ("average",), "aligned", 128, 7, 3)
     assert all(getattr(cfg, f.name) != f.default for f in fields(cfg))
@@ -602,6 +640,11 @@ def test_the_command_passes_every_option_on(tmp_path: Path, monkeypatch: pytest.
         (["--split-by", "moon"], "expected slice or case"),
         (["--set", "training.steps=1"], "--set shapes the trainings of --split-by case"),
         (["--weights", "nothing", "--methods", "bsafusion"], "no weights 'nothing'"),
+        (["--weights", "nothing", "--methods", "identity"], "bsafusion: not among methods identity"),
+        (["--python", "ants=x", "--methods", "identity"], "ants: not among methods identity"),
+        (["--inputs-only", "--weights", "nothing"], "leave --weights out"),
+        (["--inputs-only", "--predict-only"], "leave --predict-only out"),
+        (["--side", "16"], "side 16: expected 32 to 2048 pixels"),
     ],
 )
 def test_the_command_refuses_in_one_line(pairs_csv: Path, tmp_path: Path, options: list[str], message: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from bsafusion.datasets import MISALIGNMENTS, Pair, PairSet, read_pairs, validation_batch
-from bsafusion.image import TASKS
+from bsafusion.image import LARGEST_SIDE, SMALLEST_SIDE, TASKS
 from bsafusion.io import read_image
 from bsafusion.plain_fusion import FUSIONS
 from bsafusion.preprocessing import white_level
@@ -150,6 +150,8 @@ class EvaluationCfg:
             raise EvaluationError(f"no suite is left; choose from {', '.join(SUITES)}")
         if self.reference not in get_args(Reference):
             raise EvaluationError(f"unknown reference {self.reference!r}; expected {' or '.join(get_args(Reference))}")
+        if not SMALLEST_SIDE <= self.side <= LARGEST_SIDE:
+            raise EvaluationError(f"side {self.side}: expected {SMALLEST_SIDE} to {LARGEST_SIDE} pixels")
         counts = {"draws": self.draws, "competitor draws": self.competitor_draws, "jobs": self.jobs}
         counts |= {} if self.limit is None else {"limit": self.limit}
         for what, count in counts.items():

@@ -425,9 +425,11 @@ def evaluate(
 ) -> None:
     """Compare weights and classical registration on PAIRS, misaligned by known fields. Run it again to go on."""
     with _one_line_errors():
-        _check_split_by(split_by, folds, set_, methods, {"--weights": weights, "--fused": fused, "--python": python})
+        others = {"--weights": weights, "--fused": fused, "--python": python}
+        _check_split_by(split_by, folds, set_, methods, others)
         from bsafusion import evaluation
         from bsafusion.benchmark import Benchmark, EvaluationCfg
+        from bsafusion.evaluation_tables import check_folder
 
         cfg = EvaluationCfg(
             split=split,
@@ -440,8 +442,10 @@ def evaluate(
             limit=limit,
             jobs=jobs,
         )
+        _check_inputs_only(inputs_only, {**others, "--methods": methods, "--predict-only": predict_only})
         chosen = evaluation.choose_methods(methods, weights=weights or (), fused=fused or (), pythons=python or ())
         _check_folder(out)
+        check_folder(out)
         benchmark = Benchmark(pairs, cfg)
         if inputs_only:
             typer.echo(str(evaluation.write_inputs(benchmark, out)))
@@ -493,6 +497,13 @@ def _check_split_by(
             "--split-by case compares its own trainings alone unless --methods names others; add --methods, or leave "
             f"{', '.join(unused)} out"
         )
+
+
+def _check_inputs_only(inputs_only: bool, others: dict[str, Any]) -> None:
+    """Refuse ``others`` beside ``--inputs-only``, which they would have no effect on."""
+    unused = [option for option, given in others.items() if given]
+    if inputs_only and unused:
+        raise ValueError(f"--inputs-only writes the inputs and nothing else; leave {', '.join(unused)} out")
 
 
 def _counters(progress: Any) -> Callable[[str], None]:

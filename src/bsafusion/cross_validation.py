@@ -58,6 +58,8 @@ def train_folds(
             other pairs, whose networks have seen patients that they would be tested on.
         ValueError: fewer cases than folds in a task, or what ``training.train`` raises.
     """
+    if split == "train":
+        raise EvaluationError("split 'train' holds the pairs that are trained on; test another one, such as 'val'")
     everything = read_pairs(pairs)
     nameless = next((pair for pair in everything if not pair.case), None)
     if nameless is not None:

@@ -21,9 +21,10 @@ import json
 import multiprocessing
 import queue
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from itertools import repeat
@@ -48,6 +49,7 @@ from bsafusion.benchmark import (
 )
 from bsafusion.competitors import COMPETITORS, Competitor, CompetitorError, RegistrationError
 from bsafusion.deformation import warp
+from bsafusion.errors import one_line
 from bsafusion.evidence import measure_evidence
 from bsafusion.files import atomic_folder, write_json
 from bsafusion.io import read_image, write_image
@@ -144,6 +146,9 @@ def choose_methods(
     unknown = [name for name in wanted if name not in by_name]
     if unknown:
         raise EvaluationError(f"no method is called {', '.join(unknown)}; choose from {', '.join(by_name)}")
+    asked = [m.name for m in found if m.kind == "fused" or (m.kind == "network" and weights)] + list(interpreters)
+    if unused := [name for name in asked if name not in wanted]:
+        raise EvaluationError(f"{', '.join(unused)}: not among methods {names}; add it there, or leave it out")
     return [by_name[name] for name in dict.fromkeys(wanted)]
 
 
@@ -288,7 +293,7 @@ def claim_folder(root: Path, settings: Mapping[str, Any]) -> None:
     path = root / "settings.json"
     wanted = json.loads(json.dumps(settings))
     if path.is_file():
-        there = _flat(json.loads(path.read_text(encoding="utf-8")))
+        there = _flat(_read_json(path))
         here = _flat(wanted)
         differing = [
             f"{key}: {_short(there.get(key))} there, {_short(here.get(key))} now"
@@ -365,8 +370,34 @@ def fused_file(folder: Path, fusion: str) -> Path:
 
 def read_fields(folder: Path) -> tuple[Array, Array | None]:
     """``displacement`` and ``inverse`` of a prediction."""
-    with np.load(folder / "field.npz", allow_pickle=False) as fields:
+    path = folder / "field.npz"
+    with _telling_what_is_damaged(path), path.open("rb") as file, np.load(file, allow_pickle=False) as fields:
         return fields["displacement"], fields.get("inverse")
+
+
+@contextmanager
+def _telling_what_is_damaged(path: Path) -> Iterator[None]:
+    """An error in reading a file of an earlier run names it, and says how to go on."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise EvaluationError(
+            f"{path} cannot be read ({one_line(error)}); remove its folder and run again to make it anew"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with _telling_what_is_damaged(path):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("not a JSON object")
+        return found
+
+
+def _read_fused(path: Path) -> NDArray[np.float64]:
+    """Levels ``H W`` of a fused image."""
+    with _telling_what_is_damaged(path):
+        return grey_levels(read_image(path))[0]
 
 
 def align(moving: Array, displacement: Array) -> Array:
@@ -413,8 +444,7 @@ def score_methods(
     for method in methods:
         path = out / "predictions" / method.name / "settings.json"
         if method.kind != "fused" and path.is_file():
-            settings = json.loads(path.read_text(encoding="utf-8"))
-            claim_folder(path.parent, {**settings, **wanted})
+            claim_folder(path.parent, {**_read_json(path), **wanted})
     pairs = [(method, list(cases)) for method in methods for cases in _by_pair(_cases_of(benchmark, method)).values()]
     rows: list[Row] = []
     with _scorers(benchmark) as (scorers, score):
@@ -489,10 +519,10 @@ def score_pair(benchmark: Benchmark, out: Path, method: Method, cases: Sequence[
     key = digest.hexdigest()
     kept = out / "scores" / method.name / first.suite / first.task / f"{first.id}.json"
     if kept.is_file():
-        earlier = json.loads(kept.read_text(encoding="utf-8"))
-        if earlier["key"] == key:
-            rows: list[Row] = earlier["rows"]
-            return rows
+        with suppress(ValueError, KeyError, TypeError):  # one that is damaged is made anew
+            earlier = json.loads(kept.read_text(encoding="utf-8"))
+            if earlier["key"] == key:
+                return list(earlier["rows"])
     if method.kind == "fused":
         rows = [_score_fused(benchmark, method, case, found[0]) for case, found in files.items()]
     else:
@@ -568,7 +598,7 @@ def _score_predictions(benchmark: Benchmark, root: Path, method: Method, cases: 
     fixed, truth = benchmark.sources(cases[0])
     for case in cases:
         folder, inputs = root / case.folder, benchmark.inputs(case)
-        record = json.loads((folder / "prediction.json").read_text(encoding="utf-8"))
+        record = _read_json(folder / "prediction.json")
         displacement, inverse = read_fields(folder)
         error = endpoint_error(inputs.known, displacement)
         inside = summarise(error, mask)
@@ -589,8 +619,7 @@ def _score_predictions(benchmark: Benchmark, root: Path, method: Method, cases: 
         files = {name: fused_file(folder, name) for name in (NETWORK_FUSION, *benchmark.cfg.fusions)}
         there = {name: path for name, path in files.items() if path.is_file()}
         for fusion, path in there.items():
-            fused, _ = grey_levels(read_image(path))
-            values = fusion_metrics(fixed, moving, fused, PAPER_METRICS)
+            values = fusion_metrics(fixed, moving, _read_fused(path), PAPER_METRICS)
             rows.append({**of_field, "fusion": fusion, **values})
         if not there:  # a registration, and no plain fusion is asked for
             rows.append(of_field)

@@ -202,6 +202,19 @@ def write_tables(
         aside.write_text(markdown, encoding="utf-8")
 
 
+def check_folder(out: Path) -> None:
+    """Refuse a folder whose tables and page are not those of an evaluation, before any work.
+
+    Raises:
+        FileExistsError: it holds files of these names, but neither predictions nor scores.
+    """
+    theirs = [name for name in (PER_IMAGE, SUMMARY, PAIRED, MARKDOWN, PAGE) if (out / name).exists()]
+    if theirs and not any((out / folder).is_dir() for folder in ("predictions", "scores")):
+        raise FileExistsError(
+            f"{out} holds {', '.join(theirs)}, which no evaluation has written; choose another folder or move them away"
+        )
+
+
 # --- Markdown ----------------------------------------------------------------------------------------
 
 Lookup = Callable[[str, str, str, str, str], SummaryRow | None]
