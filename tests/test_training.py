@@ -43,6 +43,7 @@ from bsafusion.training import (
     Objective,
     TrainingCfg,
     alignment_score,
+    fusion_score,
     learning_rate,
     load_checkpoint,
     read_memory,
@@ -646,6 +647,47 @@ def test_a_larger_network_starts_with_the_answer_of_a_smaller_one(tmp_path: Path
     # Only colours it sees from the start: from nothing, training hardly took them up.
     coloured = model.predict(pair[0], torch.cat([pair[1], 0.3 * torch.rand(1, 2, 65, 65)], dim=1))
     assert (coloured.alignment.displacement - found.alignment.displacement).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("change", [{"radius": (0, 3, 2, 2, 1, 1)}, {"context": 32}])
+def test_layers_whose_channels_moved_are_not_filled_but_told(
+    change: dict[str, Any], tmp_path: Path, training_cfg: BSAFusionCfg
+) -> None:
+    cfg = training_cfg.to_dict()
+    weights.save(
+        tmp_path, "w", BSAFusion(training_cfg).state_dict(), preset="default", config=cfg, tasks=(), data="", steps=0
+    )
+    model = BSAFusion(replace(training_cfg, alignment=replace(training_cfg.alignment, **change)))
+    drawn = {name: value.clone() for name, value in model.state_dict().items()}
+    stays = start_from(model, str(tmp_path / "w.safetensors"))
+    assert "alignment.steps.1_16.body.0.weight" in stays
+    assert all(torch.equal(model.state_dict()[name], drawn[name]) for name in stays)
+
+
+def test_the_score_of_fusion_does_not_follow_the_balance_of_the_run(
+    held_out: PairSet, training_cfg: BSAFusionCfg
+) -> None:
+    objective = Objective(BSAFusion(training_cfg), replace(SHORT, parts="fusion", adapt_mu=True))
+    scores = []
+    for mu in (1.0, 3.0):
+        objective.mu = mu
+        scores.append(fusion_score(objective, held_out, device=CPU))
+    assert scores[0] == scores[1] > 0
+    assert objective.mu == 3.0
+
+
+def test_a_run_of_another_number_of_processes_is_not_gone_on_with(
+    finished: Finished, pairs_csv: Path, tmp_path: Path, training_cfg: BSAFusionCfg
+) -> None:
+    out = tmp_path / "run"
+    cfg = replace(SHORT, steps=2)
+    train(pairs_csv, out, model_cfg=training_cfg, cfg=cfg, until=1)
+    path = out / "checkpoint.safetensors"
+    memory = read_memory(path)
+    assert memory["processes"] == 1
+    weights.write_tensors(path, load_file(path), metadata={"memory": json.dumps({**memory, "processes": 2})})
+    with pytest.raises(ValueError, match=r"holds a run of 2 process\(es\), this one has 1"):
+        train(pairs_csv, out, model_cfg=training_cfg, cfg=cfg)
 
 
 def test_without_a_validation_split_the_last_weights_count(

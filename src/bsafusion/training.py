@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from bsafusion.image import TASKS
 from bsafusion.io import write_image
 from bsafusion.losses import LossWeights
 from bsafusion.metrics import endpoint_error, summarise
+from bsafusion.models.alignment import AlignmentCfg
 from bsafusion.models.bsafusion import (
     ASSESSMENT_PREFIX,
     FUSION_PREFIXES,
@@ -288,13 +290,15 @@ class Objective:
             terms |= self.fusion_terms(fused, batch.fixed, shown)
         return {name: term for name, term in terms.items() if name in self.wanted}, figures
 
-    def fusion_terms(self, fused: Tensor, fixed: Tensor, moving: Tensor) -> dict[str, Tensor]:
-        """What the weights ask for of the fused image, against its two sources."""
+    def fusion_terms(
+        self, fused: Tensor, fixed: Tensor, moving: Tensor, *, mu: float | None = None
+    ) -> dict[str, Tensor]:
+        """What the weights ask for of the fused image, against its two sources; ``mu``: in place of the run's own."""
         sources, wanted = (fixed, moving), self.wanted
         terms: dict[str, Tensor] = {}
         if "structure" in wanted:
             unlike_fixed, unlike_moving = fusion_losses.structure_losses(fused, *sources)
-            terms["structure"] = unlike_fixed + self.mu * unlike_moving
+            terms["structure"] = unlike_fixed + (self.mu if mu is None else mu) * unlike_moving
             if self.cfg.adapt_mu and fused.requires_grad:
                 ratio = mean_over_processes(unlike_moving.detach() / unlike_fixed.detach().clamp(min=1e-6))
                 self.mu = 0.999 * self.mu + 0.001 * min(max(ratio, 0.2), 5.0)
@@ -385,14 +389,19 @@ def alignment_score(figures: dict[str, float]) -> float:
 
 @torch.inference_mode()
 def fusion_score(objective: Objective, data: PairSet, *, device: torch.device) -> float:
-    """The weighted fusion loss on the validation pairs, misaligned as in the paper; smaller is better."""
+    """The weighted fusion loss on the validation pairs, misaligned as in the paper; smaller is better.
+
+    Both structural terms count alike: by the run's own balance, which moves, one validation would not compare with the
+    next.
+    """
     model, values = objective.model, []
     for start in range(0, len(data), 4):
         indices = list(range(start, min(start + 4, len(data))))
         b = datasets.validation_batch(data, indices, MISALIGNMENTS["paper"], draw=0, device=device)
         out = model.predict(b.fixed, b.moving, mirrored="never")
         shown = b.truth[:, :1] if objective.cfg.fusion_reference == "truth" else out.aligned
-        values.append(losses.total_loss(objective.fusion_terms(out.fused, b.fixed, shown), objective.cfg.weights))
+        terms = objective.fusion_terms(out.fused, b.fixed, shown, mu=1.0)
+        values.append(losses.total_loss(terms, objective.cfg.weights))
     return float(torch.stack(values).mean())
 
 
@@ -464,10 +473,23 @@ def load_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimiz
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
+def _appended(name: str, mine: AlignmentCfg, theirs: AlignmentCfg) -> int:
+    """How many channels the layer of this parameter sees after those that it saw with the options ``theirs``.
+
+    Only what a local step is handed by those before it comes last; a larger window, say, moves all other channels.
+    """
+    found = re.fullmatch(r"alignment\.steps\.(\w+)\.body\.0\.weight", name)
+    if found is None:
+        return 0
+    step = found[1].replace("_", "/")
+    alike = [(cfg.of(cfg.radius, step), cfg.context) for cfg in (mine, theirs) if step in cfg.steps]
+    return mine.carried(step) - theirs.carried(step) if alike[:1] == alike[1:] else 0
+
+
 def start_from(model: BSAFusion, path: str) -> list[str]:
     """Fill what fits from another weight file (a stage trained before); returns what stays as drawn.
 
-    A layer that sees more channels than it did there gives the new ones, the last, no weight.
+    A step that is handed more by those before it than it was there gives the new channels no weight.
 
     Raises:
         ValueError: the weights are of another preset.
@@ -484,9 +506,8 @@ def start_from(model: BSAFusion, path: str) -> list[str]:
         wanted = mine[name].shape if name in mine else None
         if wanted == values.shape:
             fitting[name] = values
-        elif wanted is not None and values.dim() > 1 and len(wanted) == values.dim():
-            more = wanted[1] - values.shape[1]
-            if more > 0 and (wanted[0], *wanted[2:]) == (values.shape[0], *values.shape[2:]):
+        elif (more := _appended(name, model.cfg.alignment, source.cfg.alignment)) > 0 and wanted is not None:
+            if (values.shape[0], values.shape[1] + more, *values.shape[2:]) == tuple(wanted):
                 fitting[name] = torch.cat([values, values.new_zeros(wanted[0], more, *wanted[2:])], dim=1)
     model.load_state_dict({**mine, **fitting})
     return sorted(set(mine) - set(fitting))
@@ -569,7 +590,7 @@ def train(
         step, best = 0, float("inf")
         if checkpoint.is_file():
             memory = read_memory(checkpoint)
-            _check_same_run(out, memory, options, seen)
+            _check_same_run(out, memory, options, seen, world)
             load_checkpoint(checkpoint, model, optimizer)
             step, best, objective.mu = memory["step"], memory["best"], memory["mu"]
         elif rank == 0:  # an earlier run's best weights are not this one's
@@ -636,7 +657,7 @@ def train(
                         best = score
                         keep("best", measured)
                 if step % cfg.checkpoint_every == 0 or step == last:
-                    memory = {"options": options, "pairs_sha256": seen}
+                    memory = {"options": options, "pairs_sha256": seen, "processes": world}
                     memory |= {"step": step, "best": best, "mu": objective.mu}
                     save_checkpoint(checkpoint, model, optimizer, memory)
             if world > 1:
@@ -708,8 +729,9 @@ def _scored(objective: Objective, val: PairSet, where: torch.device) -> tuple[di
     return measured, score
 
 
-def _check_same_run(out: Path, memory: dict[str, Any], options: dict[str, Any], seen: str) -> None:
-    """Raise ``ValueError`` unless the run in ``out``, of which ``memory`` tells, has these options and pairs."""
+def _check_same_run(out: Path, memory: dict[str, Any], options: dict[str, Any], seen: str, world: int) -> None:
+    """Raise ``ValueError`` unless the run in ``out``, of which ``memory`` tells, has these options, pairs and number of
+    processes."""
     there, here = memory["options"], options
     if there != here:
         changed = sorted(k for k in here["training"] if there["training"].get(k) != here["training"][k])
@@ -726,12 +748,17 @@ def _check_same_run(out: Path, memory: dict[str, Any], options: dict[str, Any], 
             f"{out} holds a run that saw other pairs (rows of train and val, or the bytes of their images, differ); "
             "choose another folder or the same pairs"
         )
+    if memory.get("processes", world) != world:  # each draws pairs of its own
+        raise ValueError(
+            f"{out} holds a run of {memory['processes']} process(es), this one has {world}; expected as many, for the "
+            "same pairs to be drawn; choose another folder or go on with as many"
+        )
 
 
 class _Board:
     """Where figures go: a JSON line each, and tensorboard where it is installed.
 
-    What ``log.jsonl`` says of steps after ``step``, from where the run goes on, is dropped: they come again.
+    What is told there of steps after ``step``, from where the run goes on, is dropped: they come again.
     """
 
     def __init__(self, out: Path, step: int) -> None:
@@ -746,7 +773,7 @@ class _Board:
         except ImportError:
             self.writer = None
         else:
-            self.writer = SummaryWriter(str(out / "tensorboard"))
+            self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
     def log(self, kind: str, step: int, figures: dict[str, float]) -> None:
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as handle:
