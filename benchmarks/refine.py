@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bsafusion.benchmark import spaced
 from bsafusion.datasets import MISALIGNMENTS, PairSet, read_pairs, remap_contrast, validation_batch
 from bsafusion.deformation import warp
 from bsafusion.files import write_between
@@ -70,7 +71,8 @@ def note(
 def measure_pairs(model: Model, pairs: Path, split: str, limit: int | None, counts: list[int]) -> Table:
     """The atlas pairs, and their fixed images against other contrasts of themselves."""
     listed = read_pairs(pairs, split=split)
-    data = PairSet([p for task in TASKS for p in [q for q in listed if q.task == task][:limit]])
+    of_task = ([q for q in listed if q.task == task] for task in TASKS)
+    data = PairSet([pairs[place] for pairs in of_task for place in spaced(list(range(len(pairs))), limit)])
     table: Table = {}
     for task in TASKS:
         for place, index in enumerate(data.indices(task)):
@@ -140,7 +142,7 @@ def main() -> None:
     parser.add_argument("pairs", type=Path)
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 10, 20, 50])
     parser.add_argument("--split", default="val")
-    parser.add_argument("--limit", type=int, help="at most so many pairs a task")
+    parser.add_argument("--limit", type=int, help="at most so many pairs a task, evenly spaced")
     parser.add_argument("--weights", default="default")
     parser.add_argument("--markdown", type=Path, help="file whose table is replaced")
     args = parser.parse_args()
