@@ -403,6 +403,22 @@ def test_a_row_does_not_replace_a_folder_that_is_no_result(tmp_path: Path, manif
     assert snapshot(tmp_path / "out" / "case1") == {"notes.txt": b"mine"}
 
 
+def test_a_result_with_an_emptied_file_or_another_name_of_an_input_is_made_anew(
+    tmp_path: Path, manifest: Path, model: Model
+) -> None:
+    out = tmp_path / "out"
+    run(manifest, out, model)
+    picture = out / "case0/fused.png"
+    before = picture.read_bytes()
+    picture.write_bytes(b"")
+    (manifest.parent / "scans/1-mri.png").rename(manifest.parent / "scans/renamed.png")
+    manifest.write_text(manifest.read_text().replace("1-mri.png", "renamed.png"))
+    assert outcomes(run(manifest, out, model)) == ["done", "done", "skipped"]
+    assert picture.read_bytes() == before
+    report = json.loads((out / "case1/report.json").read_text())
+    assert report["inputs"]["fixed"]["file"] == "renamed.png"
+
+
 @pytest.fixture
 def second_save_fails(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     """Raises what the list holds when the second result is half written."""

@@ -181,12 +181,23 @@ def test_luma_is_bt601() -> None:
         (_ramp(channels=2), "channels"),
         (_ramp((31, 50)), "50 x 31 pixels; expected at least 32"),
         (_ramp((32, 2049)), "2049 x 32 pixels; expected at most 2048"),
+        (_ramp() * (1 + 2j), "an array of complex.*; expected real numbers"),
+        (_ramp().astype(str), "an array of <?str.*; expected real numbers"),
     ],
 )
 def test_image_refuses_what_cannot_be_used(array: np.ndarray, message: str) -> None:
     geometry = Geometry.picture(array.shape[-2:])
     with pytest.raises(ImageError, match=message):
         Image(array, geometry)
+
+
+def test_a_modality_may_be_given_by_name() -> None:
+    name: Any = "MRI"
+    assert Image(_ramp(), Geometry.picture((40, 50)), name).modality is Modality.MRI
+    for other in ("xray", None):
+        wrong: Any = other
+        with pytest.raises(ImageError, match=r"unknown modality .*; expected one of mri, ct, pet, spect, unknown"):
+            Image(_ramp(), Geometry.picture((40, 50)), wrong)
 
 
 def test_one_colour_in_every_pixel_is_constant() -> None:

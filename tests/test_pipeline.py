@@ -82,6 +82,14 @@ def test_arrays_and_names_of_weights_are_told_what_to_become() -> None:
         fuse(image_of(array), image_of(array), model=name)
 
 
+def test_whatever_names_a_file_names_an_image(pair: tuple[Path, Path]) -> None:
+    class Named:
+        def __fspath__(self) -> str:
+            return str(pair[0])
+
+    np.testing.assert_array_equal(read_input(Named(), "fixed").array, read_input(pair[0], "fixed").array)
+
+
 def test_a_volume_is_no_slice() -> None:
     grid = Geometry((40, 40, 40), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(map(tuple, np.eye(3))))
     volume = Image(np.random.default_rng(0).random((1, 40, 40, 40), np.float32), grid)
@@ -1145,9 +1153,10 @@ def test_frames_that_do_not_meet_are_centred_and_the_report_says_so() -> None:
     np.testing.assert_allclose(result.aligned, moving.array, atol=0.05)
 
 
-def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"device 'tpu' is not there; expected one of cpu"):
-        load_model(device="tpu")
+@pytest.mark.parametrize("device", ["tpu", "cpu:7", "cpu:x", "cpu:", "cuda:99"])
+def test_an_unknown_device_is_refused(device: str) -> None:
+    with pytest.raises(RequestError, match=rf"device '{device}' is not there; expected one of cpu"):
+        load_model(device=device)
 
 
 def test_weights_from_a_file_are_the_ones_that_were_saved(tmp_path: Path) -> None:

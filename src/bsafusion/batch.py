@@ -85,17 +85,18 @@ def done_before(row: Row, folder: Path, model: Model, wanted: FuseOptions) -> di
     holds it and all files that belong to it."""
     try:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        inputs = {role: file_sha256(path) for role, path in (("fixed", row.fixed), ("moving", row.moving))}
+        inputs = {"fixed": row.fixed, "moving": row.moving}
         task_given = row.task if row.task != AUTO else None
         options, identity = report["options"], model.identity()
         del identity["weights"]  # the name under which they were found
         done = (
-            {role: report["inputs"][role]["sha256"] for role in inputs} == inputs
+            all(report["inputs"][role]["file"] == path.name for role, path in inputs.items())
+            and all(report["inputs"][role]["sha256"] == file_sha256(path) for role, path in inputs.items())
             and {name: options[name] for name in identity} == identity
             and report["versions"] == versions()
             and {name: options[name] for name in wanted.record()} == wanted.record()
             and (options["task"] if options["task_from"] == "request" else None) == task_given
-            and all((folder / name).is_file() for name in expected_files(report))
+            and all((folder / name).stat().st_size > 0 for name in expected_files(report))
         )
         return report if done and isinstance(report["reasons"], list) else None
     except (OSError, ValueError, KeyError, TypeError):

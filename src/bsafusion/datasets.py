@@ -68,7 +68,10 @@ def read_pairs(path: PathLike, *, split: str | None = None) -> list[Pair]:
         pairs.append(Pair(name, task, *files, row.get("split") or "train", row.get("case") or ""))
     chosen = [p for p in pairs if split is None or p.split == split]
     if not chosen:
-        raise DatasetError(f"{path}: no pairs{f' in split {split!r}' if split else ''}; check the split column")
+        raise DatasetError(
+            f"{path}: no pairs{f' in split {split!r}' if split else ''}; check the split column "
+            "(rows without one are of 'train')"
+        )
     return chosen
 
 

@@ -23,7 +23,8 @@ DARK = 0.02
 
 @dataclass(frozen=True)
 class Evidence:
-    """Measured facts on which the verdict stands; lengths in pixels of the fixed grid, means inside the head.
+    """Measured facts on which the verdict stands; lengths in pixels of the grid that the network saw, which are those of
+    the fixed grid where they are square; means inside the head.
 
     Attributes:
         similarity_before, similarity_after: mean cosine of the learned descriptors, before and after alignment; None
@@ -66,7 +67,7 @@ def measure_evidence(
     partner: NDArray[np.bool_] | None = None,
     aligned_already: bool = False,
 ) -> Evidence:
-    """The evidence of one alignment (batch of one) at full resolution, on the fixed grid.
+    """The evidence of one alignment (batch of one) at full resolution, on the grid that the network saw.
 
     Args:
         luma_fixed, luma_aligned: ``H W`` in [0, 1], of the fixed and of the aligned moving image.

@@ -258,8 +258,8 @@ class Image:
         labels: its values are names, so it may be constant.
 
     Raises:
-        ImageError: the array is empty, constant, not finite, of the wrong shape, or (2-D) smaller than 32 or
-            larger than 2048 pixels on a side.
+        ImageError: the array is empty, constant, not finite, not of real numbers, of the wrong shape, or (2-D) smaller
+            than 32 or larger than 2048 pixels on a side; or there is no such modality.
     """
 
     array: NDArray[np.float32]
@@ -273,6 +273,13 @@ class Image:
 
     def __post_init__(self) -> None:
         given = np.asarray(self.array).dtype.name
+        if np.asarray(self.array).dtype.kind not in "buif":
+            raise ImageError(f"an array of {given}; expected real numbers")
+        try:
+            object.__setattr__(self, "modality", Modality(str(self.modality).lower()))
+        except ValueError:
+            known = ", ".join(Modality)
+            raise ImageError(f"unknown modality {self.modality!r}; expected one of {known}") from None
         with np.errstate(over="ignore"):
             array = np.array(self.array, dtype=np.float32)
         if array.ndim < 1 or array.shape[0] not in (1, 3) or array.shape[1:] != self.geometry.shape:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -15,6 +15,7 @@ from bsafusion.about import versions
 from bsafusion.canonical import Canonical, canonical
 from bsafusion.colour import check_hue, colourise, overlay, recolour, split_colour, steer
 from bsafusion.evidence import measure_evidence
+from bsafusion.files import PathLike
 from bsafusion.image import TASKS, Image, ImageError, Modality, luma_of
 from bsafusion.io import read_colormap, read_image
 from bsafusion.models.bsafusion import BSAFusion, How, Mirrored
@@ -82,15 +83,18 @@ def load_model(name: str = weights.DEFAULT, *, device: str = "cpu") -> Model:
 
 def check_device(device: str) -> None:
     """Raise :class:`RequestError` for a device that is not there."""
+    count = {"cpu": 0, "cuda": torch.cuda.device_count(), "mps": 0}  # that may be told apart by a number
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(device.split(":")[0], False):
+    name, colon, number = device.partition(":")
+    numbered = not colon or (number.isdecimal() and int(number) < count.get(name, 0))
+    if not available.get(name, False) or not numbered:
         there = ", ".join(d for d, is_there in available.items() if is_there)
         raise RequestError(f"device {device!r} is not there; expected one of {there}")
 
 
-def read_input(image: str | Path | Image, role: Literal["fixed", "moving"], *, slice_index: int | None = None) -> Image:
+def read_input(image: PathLike | Image, role: Literal["fixed", "moving"], *, slice_index: int | None = None) -> Image:
     """Read an input unless it is an :class:`Image` already; errors name its role. An unlabelled fixed image is MRI."""
-    if not isinstance(image, str | Path | Image):
+    if not isinstance(image, str | os.PathLike | Image):
         raise TypeError(
             f"{role} image: a {type(image).__name__}; expected a file name or a bsafusion.Image; make one: "
             "bsafusion.Image(array, bsafusion.Geometry.picture(array.shape[1:]))"
@@ -106,8 +110,8 @@ def read_input(image: str | Path | Image, role: Literal["fixed", "moving"], *, s
 
 
 def fuse(
-    fixed: str | Path | Image,
-    moving: str | Path | Image,
+    fixed: PathLike | Image,
+    moving: PathLike | Image,
     *,
     task: str = AUTO,
     model: Model | None = None,

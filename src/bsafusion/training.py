@@ -503,12 +503,12 @@ def start_from(model: BSAFusion, path: str) -> list[str]:
     mine, theirs = model.state_dict(), source.state_dict()
     fitting = {}
     for name, values in theirs.items():
-        wanted = mine[name].shape if name in mine else None
-        if wanted == values.shape:
+        more = _appended(name, model.cfg.alignment, source.cfg.alignment)
+        if more > 0:
+            nothing = values.new_zeros(values.shape[0], more, *values.shape[2:])
+            values = torch.cat([values, nothing], dim=1)
+        if name in mine and mine[name].shape == values.shape:
             fitting[name] = values
-        elif (more := _appended(name, model.cfg.alignment, source.cfg.alignment)) > 0 and wanted is not None:
-            if (values.shape[0], values.shape[1] + more, *values.shape[2:]) == tuple(wanted):
-                fitting[name] = torch.cat([values, values.new_zeros(wanted[0], more, *wanted[2:])], dim=1)
     model.load_state_dict({**mine, **fitting})
     return sorted(set(mine) - set(fitting))
 

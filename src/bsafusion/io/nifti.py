@@ -104,8 +104,9 @@ def _choose_slice(shape: tuple[int, ...], slice_index: int | None) -> tuple[tupl
         return (x, y), single[0], 0
     if slice_index is None:
         raise ImageError(
-            f"3-D volume of shape {shape} where a slice is meant: pass slice_index "
-            "(on the command line --fixed-slice K, --moving-slice K, of warp --image-slice K, and the like)"
+            f"3-D volume of shape {shape} where a slice is meant: pass slice_index (in Python read_image(path, "
+            "slice_index=K), on the command line --fixed-slice K, --moving-slice K, of warp --image-slice K, and the "
+            "like; batch takes slices only)"
         )
     if not 0 <= slice_index < shape[2]:
         raise ImageError(f"slice_index={slice_index} of a volume of shape {shape}; expected 0..{shape[2] - 1}")
