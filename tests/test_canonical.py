@@ -63,6 +63,7 @@ def test_a_field_that_comes_back_moves_the_stored_image_alike(
     field = torch.stack([2 + rows, -3 + 0 * rows])[None]
     twice = turn.give_back(warp(seen, field))
     once = warp(turn.give_back(seen), turn.give_back_field(field))
+    torch.testing.assert_close(turn.see_field(turn.give_back_field(field)), field, atol=1e-6, rtol=0)
     inner = (..., slice(8, -8), slice(8, -8))
     torch.testing.assert_close(once[inner], twice[inner], atol=2e-3, rtol=0)
     assert (once - turn.give_back(seen))[inner].abs().mean() > 0.02  # it was moved

@@ -29,6 +29,7 @@ from PIL import Image as PILImage
 from typer.testing import CliRunner
 
 from bsafusion import cli, pipeline
+from bsafusion.canonical import canonical
 from bsafusion.files import write_json
 from bsafusion.image import Geometry, Image
 from bsafusion.pipeline import fuse
@@ -687,6 +688,34 @@ def test_a_saved_result_shows_what_was_fused(tmp_path: Path, result: FusionResul
         live.layers["fixed"].high - live.layers["fixed"].low
     )
     np.testing.assert_allclose(stored.layers["fixed"].array / 255, shown, atol=0.51 / 255)
+
+
+@pytest.mark.parametrize(
+    ("direction", "spacing"),
+    [
+        (((1.0, 0.0), (0.0, -1.0)), (1.0, 1.0)),
+        (((0.0, -1.0), (1.0, 0.0)), (1.0, 1.0)),
+        (((-1.0, 0.0), (0.0, 1.0)), (0.5, 1.0)),
+    ],
+)
+def test_a_saved_scan_is_upright_in_all_its_layers(
+    tmp_path: Path, direction: tuple[tuple[float, float], tuple[float, float]], spacing: tuple[float, float]
+) -> None:
+    geometry = Geometry((65, 49), spacing, (0.0, 0.0), direction, plane="axial")
+    pair = [Image(scan((65, 49), seed=seed)[None].astype(np.float32), geometry) for seed in (0, 1)]
+    result = fuse(*pair, model=known_model((2.0, -1.0)))
+    live, stored = view_of(result, "live"), read_view(saved(result, tmp_path / "out"))
+    assert stored.note == ""
+    assert set(stored.layers) == set(live.layers)
+    grid = canonical(geometry)
+    fixed = grid.see(torch.from_numpy(np.array(pair[0].array))[None])[0].numpy()
+    np.testing.assert_allclose(live.layers["fixed"].array, fixed)
+    np.testing.assert_allclose(stored.layers["displacement"].array, live.layers["displacement"].array, atol=1e-3)
+    for name in ("fused", "aligned", "fixed", "moving"):
+        layers = (view.layers[name] for view in (stored, live))
+        shown = [np.clip((layer.array - layer.low) / (layer.high - layer.low), 0, 1) for layer in layers]
+        assert shown[0].shape == (1, *grid.shape)
+        assert np.corrcoef(shown[0].ravel(), shown[1].ravel())[0, 1] > 0.99, name
 
 
 @pytest.mark.parametrize("option", ["align_only", "aligned"])

@@ -70,13 +70,22 @@ class Canonical:
         image = image.flip(self._axes())
         return image.transpose(-1, -2) if self.transposed else image
 
+    def see_field(self, displacement: Tensor) -> Tensor:
+        """A field ``B 2 *stored`` between images as they are stored, voxels, as the field between them as seen."""
+        if self.is_identity:
+            return displacement
+        field = displacement.transpose(-1, -2).flip(1) if self.transposed else displacement
+        return resize_field(self._signed(field.flip(self._axes())), shape=self.shape)
+
     def give_back_field(self, displacement: Tensor) -> Tensor:
         """A field ``B 2 *shape`` between images as they are seen, voxels, as the field between them as stored."""
         if self.is_identity:
             return displacement
-        field = resize_field(displacement, shape=self.turned).flip(self._axes())
-        field = field * field.new_tensor([-1.0 if flip else 1.0 for flip in self.flipped]).view(1, 2, 1, 1)
+        field = self._signed(resize_field(displacement, shape=self.turned).flip(self._axes()))
         return field.transpose(-1, -2).flip(1) if self.transposed else field
+
+    def _signed(self, field: Tensor) -> Tensor:
+        return field * field.new_tensor([-1.0 if flip else 1.0 for flip in self.flipped]).view(1, 2, 1, 1)
 
 
 def canonical(geometry: Geometry, *, like: Geometry | None = None, square: bool = True) -> Canonical:

@@ -23,8 +23,8 @@ DARK = 0.02
 
 @dataclass(frozen=True)
 class Evidence:
-    """Measured facts on which the verdict stands; lengths in pixels of the grid that the network saw, which are those of
-    the fixed grid where they are square; means inside the head.
+    """Measured facts on which the verdict stands; means inside the head, lengths in pixels of the grid that the network
+    saw (see :mod:`bsafusion.canonical`), which are those of the fixed grid where they are square.
 
     Attributes:
         similarity_before, similarity_after: mean cosine of the learned descriptors, before and after alignment; None

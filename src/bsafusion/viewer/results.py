@@ -18,10 +18,11 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 
+from bsafusion.canonical import canonical
 from bsafusion.deformation import jacobian_determinant, lengths
 from bsafusion.errors import one_line
 from bsafusion.files import REPORT
-from bsafusion.image import Image, ImageError
+from bsafusion.image import Geometry, Image, ImageError
 from bsafusion.io import read_deformation, read_image
 from bsafusion.page import picture_of
 from bsafusion.preprocessing import fit_intensity, match_grids, network_field
@@ -46,7 +47,7 @@ def told(error: BaseException) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """Numbers on the fixed grid.
+    """Numbers on the fixed grid, upright and with square pixels (see :mod:`bsafusion.canonical`).
 
     Attributes:
         array: ``C H W``, uint8 where that holds the values, else float32; little endian.
@@ -90,13 +91,19 @@ def _compact(array: Array) -> Array:
     return levels if np.array_equal(levels, array) else np.ascontiguousarray(array, dtype="<f4")
 
 
-def _image_layer(image: Image, array: Array) -> Layer:
+def _upright(array: Array, fixed: Geometry) -> Array:
+    """``C H W`` on the fixed grid as it is seen."""
+    return canonical(fixed).see(torch.from_numpy(np.array(array, dtype=np.float32))[None])[0].numpy()
+
+
+def _image_layer(image: Image, array: Array, fixed: Geometry) -> Layer:
     scaling = fit_intensity(image)
-    return Layer(_compact(array), scaling.low, scaling.high, "")
+    return Layer(_compact(_upright(array, fixed)), scaling.low, scaling.high, "")
 
 
-def _field_layers(displacement: torch.Tensor) -> dict[str, Layer]:
-    """The field ``2 H W`` (y, x), voxels, and its Jacobian determinant."""
+def _field_layers(displacement: torch.Tensor, fixed: Geometry) -> dict[str, Layer]:
+    """The field ``2 H W`` (y, x), voxels of the fixed grid, and its Jacobian determinant."""
+    displacement = canonical(fixed).see_field(displacement[None])[0]
     determinant = jacobian_determinant(displacement[None])[0].numpy()
     largest = float(lengths(displacement[None]).max())
     return {
@@ -105,22 +112,23 @@ def _field_layers(displacement: torch.Tensor) -> dict[str, Layer]:
     }
 
 
-def _error_layer(error: Array) -> Layer:
-    return Layer(np.ascontiguousarray(error[None], dtype="<f4"), 0.0, float(error.max()), "px")
+def _error_layer(upright: Array) -> Layer:
+    return Layer(np.ascontiguousarray(upright, dtype="<f4"), 0.0, float(upright.max()), "px")
 
 
 def view_of(result: FusionResult, name: str) -> View:
     """What has just been fused, with the inputs' own values."""
+    grid = result.fixed.geometry
     layers = {
-        "fixed": _image_layer(result.fixed, result.fixed.array),
-        "moving": _image_layer(result.moving, result.moving_on_fixed_grid),
-        "aligned": _image_layer(result.moving, result.aligned),
-        **_field_layers(result.displacement),
+        "fixed": _image_layer(result.fixed, result.fixed.array, grid),
+        "moving": _image_layer(result.moving, result.moving_on_fixed_grid, grid),
+        "aligned": _image_layer(result.moving, result.aligned, grid),
+        **_field_layers(result.displacement, grid),
     }
     if result.fused is not None:
-        layers["fused"] = Layer(np.ascontiguousarray(result.fused, dtype="<f4"))
+        layers["fused"] = Layer(np.ascontiguousarray(_upright(result.fused, grid), dtype="<f4"))
     if result.expected_error is not None:
-        layers["expected_error"] = _error_layer(result.expected_error)
+        layers["expected_error"] = _error_layer(_upright(result.expected_error[None], grid))
     return View(name, result.report, layers)
 
 
@@ -185,7 +193,7 @@ def read_view(folder: Path) -> View:
         except ImageError as error:
             missing.append(str(error))
     try:
-        layers.update(_field_layers(_alignment(folder, report)))
+        layers.update(_field_layers(*_alignment(folder, report)))
     except (ImageError, ValueError) as error:
         missing.append(str(error))
     shape = next((layer.array.shape[1:] for layer in layers.values()), None)
@@ -206,8 +214,9 @@ def _own(folder: Path, name: str) -> Path:
     return path
 
 
-def _alignment(folder: Path, report: Mapping[str, Any]) -> torch.Tensor:
-    """What the network moved, ``2 H W``, voxels: a saved field without how the two grids were laid onto each other.
+def _alignment(folder: Path, report: Mapping[str, Any]) -> tuple[torch.Tensor, Geometry]:
+    """What the network moved, ``2 H W``, voxels: a saved field without how the two grids were laid onto each other; and
+    the fixed grid.
 
     Raises:
         ImageError: the field cannot be read, or what the folder holds does not tell how the grids were laid.
@@ -215,7 +224,7 @@ def _alignment(folder: Path, report: Mapping[str, Any]) -> torch.Tensor:
     field = read_deformation(_own(folder, "deformation.nii.gz"))
     method = str(report.get("grid", {}).get("method", ""))
     if "centred" not in method:  # then the points of the field had their places before
-        return field.displacement
+        return field.displacement, field.geometry
     try:
         # The way back lies on the moving grid.
         moving = read_deformation(_own(folder, "deformation_inverse.nii.gz")).geometry
@@ -227,7 +236,7 @@ def _alignment(folder: Path, report: Mapping[str, Any]) -> torch.Tensor:
             "no arrows, no Jacobian: the field includes how the two grids were laid onto each other, which cannot be "
             f"taken out here ({error})"
         ) from error
-    return network_field(field, match, moving)
+    return network_field(field, match, moving), field.geometry
 
 
 def _stored(folder: Path, name: str) -> Layer:
@@ -236,8 +245,8 @@ def _stored(folder: Path, name: str) -> Layer:
     image = read_image(_own(folder, values.name if values.exists() else f"{name}.png"))
     if name == "fused":  # 0 to 1, or the whole range of a picture's type
         white = {"uint8": 255, "uint16": 65535}.get(image.dtype, 1)
-        return Layer(np.ascontiguousarray(image.array / white, dtype="<f4"))
-    return _image_layer(image, image.array)
+        return Layer(np.ascontiguousarray(_upright(image.array / white, image.geometry), dtype="<f4"))
+    return _image_layer(image, image.array, image.geometry)
 
 
 def _embedded(page: str, shape: tuple[int, ...] | None) -> dict[str, Layer]:
@@ -251,7 +260,9 @@ def _embedded(page: str, shape: tuple[int, ...] | None) -> dict[str, Layer]:
     picture, largest = found.get("expected-error", (None, None))
     if picture is not None and largest is not None and picture.mode == "P":
         levels = PIL.Image.frombytes("L", picture.size, picture.tobytes())
-        layers["expected_error"] = _error_layer(np.asarray(_sized(levels, shape), dtype=np.float32) * (largest / 255))
+        layers["expected_error"] = _error_layer(
+            np.asarray(_sized(levels, shape), dtype=np.float32)[None] * (largest / 255)
+        )
     return {name: Layer(np.ascontiguousarray(x.array), x.low, x.high, x.unit) for name, x in layers.items()}
 
 
@@ -309,13 +320,14 @@ def zip_of(folder: Path) -> bytes:
 
 
 def thumbnail(folder: Path, side: int = 96) -> bytes:
-    """``fused.png`` as a small PNG.
+    """``fused.png`` as a small PNG, upright.
 
     Raises:
         ImageError: there is none that can be read.
     """
-    image = read_image(_own(folder, "fused.png"))
-    picture = picture_of(image.array / np.iinfo(image.dtype).max)
+    image, volume = read_image(_own(folder, "fused.png")), _own(folder, "fused.nii.gz")
+    fixed = read_image(volume).geometry if volume.is_file() else image.geometry
+    picture = picture_of(_upright(image.array / np.iinfo(image.dtype).max, fixed))
     picture.thumbnail((side, side), PIL.Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     picture.save(stream, "PNG")
