@@ -95,8 +95,8 @@ class FusionResult:
         squares = f"checkerboard of fixed and {'moving' if skipped else 'aligned'}"
         panels["checkerboard"] = (squares, checkerboard(fixed, aligned))
         if not skipped:
-            lines = deformed_grid(self.displacement, max(max(self.displacement.shape) // 16, 4))
-            panels["grid"] = ("deformed grid", self._shown(lines))
+            field = canonical(self.fixed.geometry).see_field(self.displacement[None])[0]
+            panels["grid"] = ("deformed grid", deformed_grid(field, max(max(field.shape) // 16, 4)))
         return panels
 
     def save(self, out: str | Path, *, overwrite: bool = False) -> Path:
