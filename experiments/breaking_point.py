@@ -56,6 +56,7 @@ import untrained
 from ablations import Column, Figures, table, write_results
 from torch import Tensor
 
+from bsafusion import trust
 from bsafusion.datasets import PairSet, read_pairs, smooth_noise
 from bsafusion.deformation import affine_field, warp
 from bsafusion.evidence import measure_evidence
@@ -70,7 +71,7 @@ AMOUNTS: dict[str, tuple[int, ...]] = {
     "elastic": (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20),
 }
 UNITS = {"rotation": "degrees", "elastic": "px"}
-OFF = 5.0
+OFF = 256 * trust.OFF
 """Pixels: a pair with a larger mean error inside the head counts as off, as in ``benchmarks/trust.py``."""
 
 COLUMNS = (
