@@ -690,6 +690,30 @@ def test_a_run_of_another_number_of_processes_is_not_gone_on_with(
         train(pairs_csv, out, model_cfg=training_cfg, cfg=cfg)
 
 
+def test_the_mean_of_several_steps_is_what_is_kept(pairs_csv: Path, tmp_path: Path, training_cfg: BSAFusionCfg) -> None:
+    plain = replace(SHORT, steps=4, validate_every=100, checkpoint_every=100)
+    averaging = replace(plain, average_every=2, average_from=1)
+    ends = []
+    for step in (2, 4):
+        out = tmp_path / f"to-{step}"
+        train(pairs_csv, out, model_cfg=training_cfg, cfg=plain, until=step)
+        ends.append(load_file(out / "last.safetensors"))
+    train(pairs_csv, tmp_path / "mean", model_cfg=training_cfg, cfg=averaging)
+    found = load_file(tmp_path / "mean/last.safetensors")
+    moved = 0
+    for name, value in found.items():
+        if value.is_floating_point() and not name.startswith("representation.judge."):
+            torch.testing.assert_close(value, (ends[0][name] + ends[1][name]) / 2, rtol=1e-5, atol=1e-7)
+            moved += not torch.equal(ends[0][name], ends[1][name])
+    assert moved > 20
+    # It goes on from the weights themselves, and from the mean so far.
+    train(pairs_csv, tmp_path / "parts", model_cfg=training_cfg, cfg=averaging, until=3)
+    train(pairs_csv, tmp_path / "parts", model_cfg=training_cfg, cfg=averaging)
+    assert (tmp_path / "parts/last.safetensors").read_bytes() == (tmp_path / "mean/last.safetensors").read_bytes()
+    own = load_file(tmp_path / "mean/checkpoint.safetensors")
+    assert all(torch.equal(own[f"model.{name}"], value) for name, value in ends[1].items())
+
+
 def test_without_a_validation_split_the_last_weights_count(
     pairs_csv: Path, tmp_path: Path, training_cfg: BSAFusionCfg
 ) -> None:

@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -66,6 +66,9 @@ class TrainingCfg:
         precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere.
         record: on CUDA, replay the kernels of a step as one recorded graph (not with ``adapt_mu``).
         validate_every, checkpoint_every, log_every: in steps.
+        average_every, average_from: every so many steps, from that one on, the weights enter a mean, and the mean is
+            what is measured and kept (stochastic weight averaging; Izmailov et al., UAI 2018); 0 for none. It wants a
+            rate that stays high: a large ``steps``, and an end before it.
         suites: misalignments validated on.
         aligned_share: share of the steps that see the truth instead of the network's own alignment, where ``fusion``
             alone is trained.
@@ -91,6 +94,8 @@ class TrainingCfg:
     validate_every: int = 1000
     checkpoint_every: int = 500
     log_every: int = 50
+    average_every: int = 0
+    average_from: int = 0
     suites: tuple[str, ...] = ("paper", "rigid", "large")
     aligned_share: float = 0.5
     fusion_reference: Literal["aligned", "truth"] = "truth"
@@ -120,7 +125,8 @@ class TrainingCfg:
         if self.fusion_reference not in ("aligned", "truth"):
             raise ValueError(f"fusion_reference {self.fusion_reference!r}: expected aligned or truth")
         counts = ("steps", "batch", "validate_every", "checkpoint_every", "log_every")
-        least = dict.fromkeys(counts, 1) | dict.fromkeys(("warmup", "weight_decay", "aligned_share"), 0)
+        least = dict.fromkeys(counts, 1)
+        least |= dict.fromkeys(("warmup", "weight_decay", "aligned_share", "average_every", "average_from"), 0)
         for name, value in least.items():
             if not value <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} {getattr(self, name)}: expected at least {value}, and finite")
@@ -434,9 +440,43 @@ def picture_grid(model: BSAFusion, data: PairSet, *, device: torch.device, rows:
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
-def save_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimizer, memory: dict[str, Any]) -> None:
-    """Weights, moments and ``memory`` (JSON) in one safetensors file, written whole."""
+class Average:
+    """The mean of a network's trained weights at several steps; its other values are the network's own."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self.parameters, self.count = parameters, 0
+        self.mean: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """The weights as they are now."""
+        self.count += 1
+        for name, value in self.parameters.items():
+            mean = self.mean.setdefault(name, torch.zeros_like(value, dtype=torch.float64))
+            mean += (value - mean) / self.count
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def in_place(self) -> Iterator[None]:
+        """The network has the mean, if there is one, in place of its own weights."""
+        own = {name: self.parameters[name].clone() for name in self.mean}
+        for name, mean in self.mean.items():
+            self.parameters[name].copy_(mean)
+        yield
+        for name, value in own.items():
+            self.parameters[name].copy_(value)
+
+
+def save_checkpoint(
+    path: Path,
+    model: BSAFusion,
+    optimizer: torch.optim.Optimizer,
+    memory: dict[str, Any],
+    mean: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Weights, their ``mean``, moments and ``memory`` (JSON) in one safetensors file, written whole."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"mean.{k}": v for k, v in (mean or {}).items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
     with write_whole(path) as aside:
@@ -460,8 +500,8 @@ def read_memory(path: Path) -> dict[str, Any]:
     return memory
 
 
-def load_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimizer) -> None:
-    """Fill model and optimizer from :func:`save_checkpoint`'s file."""
+def load_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Fill model and optimizer from :func:`save_checkpoint`'s file; returns the mean."""
     with _open_checkpoint(path) as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
@@ -471,6 +511,7 @@ def load_checkpoint(path: Path, model: BSAFusion, optimizer: torch.optim.Optimiz
             _, index, name = key.split(".", 2)
             state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return {k.removeprefix("mean."): v for k, v in tensors.items() if k.startswith("mean.")}
 
 
 def _appended(name: str, mine: AlignmentCfg, theirs: AlignmentCfg) -> int:
@@ -582,6 +623,7 @@ def train(
         method = {"muon": Muon, "adamw": torch.optim.AdamW}[cfg.optimizer]
         optimizer: torch.optim.Optimizer = method(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay)
         objective = Objective(model, cfg)
+        average = Average({name: p for name, p in model.named_parameters() if p.requires_grad})
         data, val = _read_splits(pairs, cfg.side, where, on_note)
 
         checkpoint = out / "checkpoint.safetensors"
@@ -591,7 +633,9 @@ def train(
         if checkpoint.is_file():
             memory = read_memory(checkpoint)
             _check_same_run(out, memory, options, seen, world)
-            load_checkpoint(checkpoint, model, optimizer)
+            mean = load_checkpoint(checkpoint, model, optimizer)
+            average.mean = {name: value.to(where) for name, value in mean.items()}
+            average.count = memory.get("averaged", 0)
             step, best, objective.mu = memory["step"], memory["best"], memory["mu"]
         elif rank == 0:  # an earlier run's best weights are not this one's
             for ending in (".safetensors", ".json"):
@@ -643,29 +687,33 @@ def train(
             average_gradients(parameters, world)
             torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
             optimizer.step()
+            if cfg.average_every and step >= cfg.average_from and step % cfg.average_every == 0:
+                average.add()
             if board is not None:
                 if on_step:
                     on_step(step, figures)
                 if step % cfg.log_every == 0:
                     board.log("train", step, figures)
                 if val is not None and (step % cfg.validate_every == 0 or step == cfg.steps):
-                    measured, score = _scored(objective, val, where)
-                    board.log("val", step, measured)
-                    board.picture(step, picture_grid(model, val, device=where))
+                    with average.in_place():
+                        measured, score = _scored(objective, val, where)
+                        board.log("val", step, measured)
+                        board.picture(step, picture_grid(model, val, device=where))
+                        if score < best:
+                            best = score
+                            keep("best", measured)
                     model.train()
-                    if score < best:
-                        best = score
-                        keep("best", measured)
                 if step % cfg.checkpoint_every == 0 or step == last:
                     memory = {"options": options, "pairs_sha256": seen, "processes": world}
-                    memory |= {"step": step, "best": best, "mu": objective.mu}
-                    save_checkpoint(checkpoint, model, optimizer, memory)
+                    memory |= {"step": step, "best": best, "mu": objective.mu, "averaged": average.count}
+                    save_checkpoint(checkpoint, model, optimizer, memory, average.mean)
             if world > 1:
                 dist.barrier()  # the others wait while the first validates
             if step == last:
                 break
         if board is not None:
-            keep("last", {})
+            with average.in_place():
+                keep("last", {})
             board.close()
         return out / ("best.safetensors" if (out / "best.safetensors").is_file() else "last.safetensors")
 
