@@ -54,7 +54,8 @@ CURVE = ROOT / "docs/trust_curve.svg"
 PAGE = ROOT / "docs/trust.md"
 SIDE = 256
 FEATURES = ("assessed_error", "disagreement")
-"""By what ``choose`` prints: of the sets that catch most, the smallest whose loss is as good as the best of them.
+"""By what ``choose`` prints: of the sets that catch most, the smallest whose loss is within a standard error of that of
+the best of them (the rule of one standard error; Breiman et al., Classification and Regression Trees, 1984, 3.4.3).
 Before there was an assessment, others were tried and did not pay: quantiles of the expected error, size and roughness
 of the whole field, entropy of the matching, overlap of the heads, mutual information, correlation of edges, the
 modality classifier's logits."""
@@ -358,11 +359,12 @@ def regression(rows: Sequence[Row], features: Sequence[str]) -> Regression:
 
 
 class Choice(NamedTuple):
-    """A set of numbers to judge by: how many it would let pass of what :func:`caught` counts, and its mean log loss on
-    :data:`CHOOSE`."""
+    """A set of numbers to judge by: how many it would let pass of what :func:`caught` counts, its mean log loss on
+    :data:`CHOOSE` and the standard error of that mean."""
 
     missed: int
     loss: float
+    error: float
     features: tuple[str, ...]
 
 
@@ -375,7 +377,9 @@ def choose(rows: Sequence[Row], sha256: str) -> list[Choice]:
         for features in combinations(SAID, count):
             odds = regression(fitted, features).odds(compared_values(chosen, features))
             suspect, there = caught(rows, fit(rows, sha256, features))
-            found.append(Choice(there - suspect, float(np.logaddexp(0, -signs * odds).mean()), features))
+            losses = np.logaddexp(0, -signs * odds)
+            error = float(losses.std(ddof=1) / math.sqrt(len(losses)))
+            found.append(Choice(there - suspect, float(losses.mean()), error, features))
     return sorted(found)
 
 
@@ -766,7 +770,7 @@ def main() -> None:
     rows, path = read_measured(sha256), calibration_file(weights.find(args.weights)[1])
     if args.what == "choose":
         for choice in choose(rows, sha256)[:16]:
-            print(f"{choice.missed} missed  loss {choice.loss:.4f}  {', '.join(choice.features)}")
+            print(f"{choice.missed} missed  loss {choice.loss:.4f} ± {choice.error:.4f}  {', '.join(choice.features)}")
     elif args.what == "fit":
         calibration = fit(rows, sha256)
         with write_whole(path) as aside:

@@ -9,18 +9,18 @@ the image that this one gives. A pixel that is black in both images stays black.
 Writes ``results/fusion_ceiling.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (a32829b47f72), 12 val pairs.
+Budget: no training; weights default (dfb5c1f3eb50), 12 val pairs.
 
                              Q_AB/F  Q_CV  Q_SSIM   VIFF  VIF_sum    Q_S
-CT network                    0.636   522   1.482  0.503    0.711  0.852
-CT and on                     0.664   430   1.483  0.505    0.726  0.852
-CT and on, 3 x structure      0.632   451   1.505  0.506    0.668  0.852
-PET network                   0.782    55   1.402  0.631    0.852  0.929
-PET and on                    0.815    49   1.400  0.634    0.852  0.927
+CT network                    0.636   525   1.482  0.503    0.711  0.852
+CT and on                     0.665   430   1.483  0.505    0.726  0.852
+CT and on, 3 x structure      0.632   452   1.505  0.506    0.668  0.852
+PET network                   0.782    56   1.402  0.633    0.853  0.929
+PET and on                    0.815    49   1.400  0.635    0.852  0.927
 PET and on, 3 x structure     0.791    49   1.412  0.625    0.846  0.928
-SPECT network                 0.731    74   1.505  0.676    0.793  0.911
-SPECT and on                  0.762    40   1.498  0.718    0.771  0.908
-SPECT and on, 3 x structure   0.738    44   1.527  0.664    0.735  0.914
+SPECT network                 0.730    71   1.505  0.678    0.792  0.911
+SPECT and on                  0.762    40   1.498  0.718    0.770  0.908
+SPECT and on, 3 x structure   0.738    44   1.526  0.664    0.734  0.914
 
 Means over pairs, 8-bit luminance, against both images as they are. 'And on': the network's fused image after
 120 steps of its pixels down the loss.

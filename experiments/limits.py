@@ -16,24 +16,24 @@ atlas, finds as well: the slope of its shifts over the network's (1: all of it, 
 Writes ``results/limits.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (a32829b47f72), at most 60 pairs a task and split, draws: 3.
+Budget: no training; weights default (dfb5c1f3eb50), at most 60 pairs a task and split, draws: 3.
 
                   paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  atlas CT  atlas PET  atlas SPECT
-error, train          1.49       1.74         1.84      0.49       0.43         0.57
-error, val            1.98       1.99         2.68      1.21       0.65         1.92
-rms, train            1.82       2.18         2.19      0.61       0.54         0.69
-rms, val              2.40       2.44         3.20      1.64       0.79         2.61
-common, train         0.88       0.86         1.01      0.45       0.39         0.49
-common, val           1.89       1.13         2.42      1.56       0.67         2.46
-own, train            1.59       2.01         1.94      0.42       0.37         0.49
-own, val              1.48       2.16         2.09      0.48       0.42         0.85
-shift, train          0.25       0.32         0.32      0.22       0.17         0.30
-shift, val            0.77       0.37         1.31      0.77       0.37         1.36
-known image, val      0.59       1.33         0.85      0.26       0.39         0.38
-to next, train                                                                            0.83       0.28         0.92
-to next, val                                                                              1.20       0.44         1.12
-moved, val                                                                                0.75       0.35         1.31
-confirmed, val                                                                            0.37       0.90         1.12
+error, train          1.49       1.74         1.82      0.48       0.46         0.57
+error, val            1.98       1.98         2.58      1.22       0.66         1.86
+rms, train            1.81       2.17         2.18      0.61       0.57         0.70
+rms, val              2.39       2.42         3.05      1.63       0.84         2.49
+common, train         0.87       0.83         0.97      0.38       0.41         0.45
+common, val           1.87       1.09         2.21      1.56       0.71         2.32
+own, train            1.59       2.01         1.95      0.48       0.40         0.54
+own, val              1.49       2.17         2.10      0.48       0.45         0.91
+shift, train          0.24       0.31         0.34      0.22       0.18         0.27
+shift, val            0.77       0.35         1.23      0.79       0.35         1.34
+known image, val      0.59       1.33         0.84      0.27       0.41         0.38
+to next, train                                                                            0.81       0.29         0.91
+to next, val                                                                              1.17       0.45         1.12
+moved, val                                                                                0.76       0.30         1.25
+confirmed, val                                                                            0.33       0.18         1.32
 
 Means over pairs, pixels, inside the head; *to next*, *moved* and *confirmed* are of pairs as the atlas has
 them, not under a suite.
