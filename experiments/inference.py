@@ -10,22 +10,22 @@ the middle by the first pass; that second pass is taken whole, or half of it.
 Writes ``results/inference.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (a32829b47f72), 60 val pairs, draws: 1.
+Budget: no training; weights default (dfb5c1f3eb50), 60 val pairs, draws: 1.
 
                     paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT  large CT  large PET  large SPECT
 before alignment        3.84       3.80         3.72      7.28       8.63         7.58     21.37      24.58        22.10
-to affine               3.23       3.18         3.56      1.61       1.37         2.47      4.06       4.51         4.66
-to 1/16                 2.30       2.31         2.84      1.24       0.68         2.10      2.93       3.28         3.84
-to 1/8                  2.16       2.10         2.76      1.22       0.67         1.96      2.59       2.84         3.66
-all steps               2.04       2.04         2.75      1.19       0.65         1.95      2.37       2.75         3.63
-all steps, in grey      2.04       2.21         3.04      1.19       0.64         2.35      2.37       3.03         4.26
-mirrored above 2        1.96       1.99         2.68      1.19       0.65         1.89      2.30       2.64         3.45
-mirrored above 2.5      1.99       2.01         2.69      1.19       0.65         1.91      2.30       2.64         3.45
-mirrored above 3        2.05       2.04         2.72      1.19       0.65         1.90      2.31       2.66         3.45
-mirrored above 3.5      2.04       2.04         2.70      1.19       0.65         1.90      2.35       2.69         3.49
-mirrored                1.96       1.99         2.68      1.14       0.60         1.85      2.30       2.64         3.45
-and a second pass       2.15       2.12         2.99      1.35       0.83         2.21      2.41       2.79         3.82
-and half of it          2.09       2.06         2.84      1.24       0.70         2.03      2.38       2.73         3.68
+to affine               3.20       3.17         3.56      1.62       1.47         2.39      4.05       4.65         4.68
+to 1/16                 2.29       2.31         2.78      1.23       0.75         2.06      2.94       3.41         3.74
+to 1/8                  2.16       2.08         2.68      1.26       0.70         1.92      2.59       2.91         3.58
+all steps               2.04       2.02         2.66      1.23       0.68         1.91      2.40       2.81         3.55
+all steps, in grey      2.04       2.21         3.05      1.23       0.70         2.42      2.40       3.10         4.28
+mirrored above 2        1.96       1.97         2.60      1.23       0.68         1.90      2.32       2.69         3.38
+mirrored above 2.5      2.01       1.99         2.61      1.23       0.68         1.91      2.32       2.69         3.38
+mirrored above 3        2.06       2.02         2.64      1.23       0.68         1.91      2.34       2.69         3.38
+mirrored above 3.5      2.04       2.02         2.63      1.23       0.68         1.91      2.39       2.75         3.43
+mirrored                1.96       1.97         2.60      1.13       0.59         1.84      2.32       2.69         3.38
+and a second pass       2.15       2.10         2.90      1.38       0.87         2.16      2.43       2.81         3.74
+and half of it          2.09       2.04         2.75      1.27       0.72         1.98      2.40       2.77         3.59
 
 Mean endpoint error inside the head, pixels, against the known fields. A second pass is composed with the
 first on both sides of the middle. Mirrored above: where that many pixels are expected, averaged over the

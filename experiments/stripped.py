@@ -9,19 +9,19 @@ was before it was misaligned.
 Writes ``results/stripped.json`` beside this file.
 
 -- results, written by the command --
-Budget: no training; weights default (a32829b47f72), 60 val pairs, draws: 1.
+Budget: no training; weights default (dfb5c1f3eb50), 60 val pairs, draws: 1.
 
                       paper CT  paper PET  paper SPECT  rigid CT  rigid PET  rigid SPECT
 before alignment          3.84       3.80         3.72      7.28       8.63         7.58
-as they are               2.05       2.04         2.72      1.19       0.65         1.90
-MRI without 4 px          2.09       2.08         2.74      1.24       0.74         1.94
-MRI without 8 px          2.13       2.14         2.83      1.31       0.82         2.07
-MRI without 16 px         2.51       2.43         3.08      1.82       1.38         2.89
-moving without 16 px      2.89       2.23         3.03      2.49       0.95         2.47
-both without 16 px        2.39       2.31         2.92      1.73       1.34         2.66
-moving above 0.1          2.05       2.27         2.84      1.17       1.13         2.10
-moving above 0.2          2.05       2.31         3.31      1.16       1.30         2.79
-moving above 0.3          2.11       2.35         3.39      1.25       1.40         2.99
+as they are               2.06       2.02         2.64      1.23       0.68         1.91
+MRI without 4 px          2.09       2.06         2.67      1.27       0.76         2.01
+MRI without 8 px          2.12       2.11         2.76      1.33       0.84         2.12
+MRI without 16 px         2.47       2.41         2.98      1.78       1.33         2.94
+moving without 16 px      2.85       2.21         2.90      2.55       0.98         2.32
+both without 16 px        2.38       2.26         2.88      1.84       1.32         2.78
+moving above 0.1          2.05       2.25         2.78      1.22       1.12         2.02
+moving above 0.2          2.06       2.29         3.23      1.20       1.31         2.68
+moving above 0.3          2.10       2.33         3.21      1.29       1.38         2.93
 
 Mean endpoint error inside the head, pixels, against the known fields, with the head as it was before.
 -- end of results --
