@@ -357,9 +357,8 @@ def test_slices_of_volumes_are_chosen_named_and_swapped(
     playwright.expect(page.locator(".drop[data-role=fixed] .file")).to_contain_text("mri.nii.gz, slice 3: 65 × 81")
     playwright.expect(page.get_by_role("button", name="Fuse", exact=True)).to_be_enabled(timeout=PATIENCE)
     assert page.locator("#job-error").inner_text() == ""
-    np.testing.assert_array_equal(
-        page.evaluate("[...state.layers.get('fixed').data]"), scan(SHAPE, seed=3).astype(float).ravel()
-    )
+    upright = scan(SHAPE, seed=3)[::-1, ::-1]  # the volume is stored in RAS order
+    np.testing.assert_array_equal(page.evaluate("[...state.layers.get('fixed').data]"), upright.astype(float).ravel())
     page.get_by_role("button", name="swap").click()
     playwright.expect(shown).to_contain_text("mri.nii.gz on ct.nii.gz; fixed slice 1; moving slice 3", timeout=PATIENCE)
 

@@ -351,7 +351,7 @@ class Gradients:
         return self.recordings[truly](drawn)
 
 
-# --- validation: puts the network in evaluation mode ---------------------------------------------
+# --- validation: predictions put the network in evaluation mode ----------------------------------
 
 
 @torch.inference_mode()
@@ -414,11 +414,12 @@ def fusion_score(objective: Objective, data: PairSet, *, device: torch.device) -
 @torch.inference_mode()
 def assessment_score(objective: Objective, data: PairSet, *, device: torch.device, batches: int = 24) -> float:
     """The assessment's loss on fixed draws of validation pairs, spoilt like those of training; smaller is better."""
+    was_training, values = objective.model.training, []
     objective.model.eval()
-    values = []
     for index in range(batches):
         doubtful = draw_doubtful(data, 8, objective.cfg.mix, step_generator(0, index, 0, device), device=device)
         values.append(objective.assess(doubtful))
+    objective.model.train(was_training)
     return float(torch.stack(values).mean())
 
 
